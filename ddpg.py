@@ -1,0 +1,904 @@
+#!/usr/bin/env python3
+# /// script
+# requires-python = ">=3.10"
+# dependencies = [
+#     "torch",
+#     "numpy",
+#     "gymnasium[classic-control]>=1.3",
+#     "gymnasium[box2d]>=1.3; python_version < '3.14'",
+# ]
+# ///
+"""DDPG and TD3, deep deterministic policy gradients, in one file to read, run and copy.
+
+    python ddpg.py --env Pendulum-v1                            solved in seconds
+    python ddpg.py --env LunarLanderContinuous-v3 --seed 3      landed in minutes
+    python ddpg.py --env my_module:MyEnv-v0 --algo td3          your own environment
+    python ddpg.py --eval runs/Pendulum-v1/ddpg-seed0           100 test episodes of the best policy
+    python ddpg.py --resume runs/Pendulum-v1/ddpg-seed0         go on with an interrupted run
+
+DDPG (arXiv:1509.02971) learns a critic Q(s, a) by temporal differences and an actor mu(s) that climbs it. TD3
+(arXiv:1802.09477) is DDPG with three independent switches: the smaller of two critics (`n_critics`), delayed actor and
+target updates (`policy_delay`) and noise on the target action (`target_noise`). One agent does both: at the values
+1, 1, 0 each switch is an identity. From top to bottom: configuration, replay, networks, noise, agent, policy files,
+environments, evaluation, training, command line.
+"""
+
+import argparse
+import copy
+import csv
+import difflib
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+class UsageError(ValueError):
+    """Something the user can mend: a bad flag, environment or file. The command line prints it and exits with 2."""
+
+
+def flag(default, meaning, low=None, high=None):
+    return field(default=default, metadata={"help": meaning, "low": low, "high": high})
+
+
+ALGOS = {  # TD3 is DDPG with three switches on; each can be set alone, and every ablation is one flag
+    "ddpg": dict(n_critics=1, policy_delay=1, target_noise=0.0),
+    "td3": dict(n_critics=2, policy_delay=2, target_noise=0.2),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run's result; each field is a flag. Raises UsageError for impossible values."""
+
+    env: str = flag("Pendulum-v1", "gymnasium id, or module:Id for an environment of your own")
+    env_kwargs: dict = flag(None, "keyword arguments of the environment, as JSON")
+    max_episode_steps: int = flag(0, "time limit of an episode; 0: the environment's own", 0, 10**9)
+    algo: str = flag("td3", "ddpg or td3: sets the three switches n_critics, policy_delay, target_noise")
+    seed: int = flag(0, "seed of everything random", 0, 2**31 - 1)
+    total_steps: int = flag(1_000_000, "environment steps to train for", 1, 10**12)
+    learning_starts: int = flag(5_000, "uniformly random steps before learning starts", 1, 10**12)
+    updates_per_step: int = flag(1, "gradient updates per environment step", 0, 1_000)
+    batch_size: int = flag(256, "transitions in an update", 1, 10**6)
+    buffer_size: int = flag(1_000_000, "transitions remembered", 1, 10**9)
+    gamma: float = flag(0.99, "discount of the future, per step", 0, 1)
+    n_step: int = flag(1, "rewards summed before the target bootstraps", 1, 1_000)
+    reward_scale: float = flag(1.0, "factor on rewards as the critic sees them", 1e-9, 1e9)
+    hidden: tuple = flag((256, 256), "widths of the hidden layers, of actor and critic alike", 1, 16_384)
+    layer_norm: bool = flag(True, "normalise the critic's hidden layers")
+    actor_lr: float = flag(3e-4, "Adam's learning rate for the actor", 1e-9, 1)
+    critic_lr: float = flag(3e-4, "Adam's learning rate for the critic", 1e-9, 1)
+    tau: float = flag(0.005, "share of the target networks replaced at an update", 0, 1)
+    n_critics: int = flag(None, "critics whose smallest value is the target (TD3: 2)", 1, 100)
+    policy_delay: int = flag(None, "critic updates per actor and target update (TD3: 2)", 1, 1_000)
+    target_noise: float = flag(None, "sd of the noise on target actions, which span [-1, 1] (TD3: 0.2)", 0, 10)
+    target_noise_clip: float = flag(0.5, "bound of that noise", 0, 10)
+    noise_sigma: float = flag(0.1, "scale of the exploration noise; actions span [-1, 1]", 0, 10)
+    noise_theta: float = flag(1.0, "1: white noise; below: Ornstein-Uhlenbeck (0.15: 1.9 times louder)", 1e-6, 1)
+    noise_sigma_end: float = flag(None, "scale after annealing; default: no annealing", 0, 10)
+    noise_anneal: float = flag(0.5, "part of training over which the scale is annealed", 1e-9, 1)
+    eval_every: int = flag(5_000, "environment steps between evaluations; 0: never", 0, 10**12)
+    eval_episodes: int = flag(10, "episodes of an evaluation", 1, 10_000)
+    solved_at: float = flag(None, "mean evaluation return that counts as solved", -1e12, 1e12)
+    stop_when_solved: bool = flag(True, "stop once 100 evaluation episodes confirm solved_at")
+
+    def __post_init__(self):
+        if self.algo not in ALGOS:
+            raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
+        for name, value in ALGOS[self.algo].items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        object.__setattr__(self, "env_kwargs", dict(self.env_kwargs or {}))
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for f in fields(self):
+            value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
+            kinds = {float: (int, float), tuple: tuple}.get(f.type, f.type)
+            if value is None and f.default is None:
+                continue
+            if not isinstance(value, kinds) or (isinstance(value, bool) and f.type is not bool):
+                raise UsageError(f"{f.name}: {value!r} is not of type {f.type.__name__}")
+            for v in (value if f.type is tuple else (value,)) if low is not None else ():
+                if not isinstance(v, (int, float)) or not low <= v <= high:  # false for nan too
+                    raise UsageError(f"{f.name}: {v!r} is not between {low:g} and {high:g}")
+        if self.learning_starts < self.n_step:
+            raise UsageError(f"learning_starts: {self.learning_starts} must be at least n_step, {self.n_step}")
+
+    @classmethod
+    def preset(cls, env="Pendulum-v1", **explicit):
+        """The tuned configuration of an environment: default < environment preset < algorithm preset < `explicit`."""
+        tuned = PRESETS.get(env, {}) | ALGOS.get(explicit.get("algo"), {})
+        return cls(**{"env": env, **tuned, **explicit})
+
+
+PRESETS = {
+    "Pendulum-v1": dict(
+        algo="ddpg", total_steps=10_000, learning_starts=300, batch_size=128, hidden=(64, 64), reward_scale=0.1,
+        actor_lr=2e-3, critic_lr=2e-3, tau=0.02, noise_theta=0.15, noise_sigma=0.15,
+        eval_every=250, eval_episodes=20, solved_at=-160.0,
+    ),
+    "LunarLanderContinuous-v3": dict(
+        algo="td3", total_steps=200_000, learning_starts=3_000, batch_size=128, hidden=(128, 128), reward_scale=0.1,
+        actor_lr=1e-3, critic_lr=1e-3, n_step=5, noise_theta=0.15, noise_sigma=0.1,
+        eval_every=5_000, eval_episodes=20, solved_at=250.0,
+    ),
+    "MountainCarContinuous-v0": dict(
+        algo="ddpg", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64), reward_scale=0.1,
+        actor_lr=1e-3, critic_lr=1e-3, tau=0.01, n_step=3, noise_theta=0.15, noise_sigma=0.3,
+        eval_every=1_000, eval_episodes=10, solved_at=90.0,
+    ),
+    "BipedalWalker-v3": dict(
+        algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), reward_scale=0.1,
+        actor_lr=1e-3, critic_lr=1e-3, n_step=3, noise_sigma=0.2,
+        eval_every=20_000, eval_episodes=10, solved_at=304.0,
+    ),
+}  # fmt: skip
+
+# ---------------------------------------------------------------------------------------------------- replay
+
+
+class ReplayBuffer:
+    """A ring of transitions, each one float32 row `[obs, act, R, next_obs, discount]` of one tensor.
+
+    R is the sum of the next n rewards, each discounted, and `discount` multiplies the value bootstrapped after them:
+    gamma^n, gamma^k where the episode was cut after k < n steps, and 0 where it ended in a terminal state. So
+    y = R + discount * Q(next_obs, .) is the target everywhere, and the loss has no special case.
+    """
+
+    def __init__(self, capacity, obs_dim, act_dim, n_step=1, gamma=0.99, device="cpu"):
+        self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
+        self.rows = torch.empty(capacity, sum(self.columns), device=device)  # memory is touched only as it fills
+        self.n_step, self.gamma = n_step, gamma
+        self.pending = deque()  # the last steps, still short of n rewards
+        self.written = 0
+
+    def __len__(self):
+        return min(self.written, len(self.rows))
+
+    def add(self, obs, act, rew, next_obs, terminated, truncated):
+        """Store a step: obs, next_obs (obs,), act (act,) in [-1, 1]; next_obs is the final one where an episode ends.
+
+        A time limit (`truncated`) ends the rewards but not the world: only `terminated` stops the bootstrapping.
+        """
+        self.pending.append((obs, act, rew))
+        while self.pending and (len(self.pending) == self.n_step or terminated or truncated):
+            n_step_return = 0.0
+            for _, _, r in reversed(self.pending):
+                n_step_return = r + self.gamma * n_step_return
+            discount = 0.0 if terminated else self.gamma ** len(self.pending)
+            first_obs, first_act, _ = self.pending.popleft()
+            row = np.concatenate([first_obs, first_act, [n_step_return], next_obs, [discount]], dtype=np.float32)
+            self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
+            self.written += 1
+
+    def sample(self, batch_size, generator=None):
+        """Draw rows uniformly -> obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
+        index = torch.randint(len(self), (batch_size,), generator=generator, device=self.rows.device)
+        return self.rows.index_select(0, index).split(self.columns, dim=1)
+
+
+# ---------------------------------------------------------------------------------------------------- networks
+
+
+class MLP(nn.Module):
+    """`n` multilayer perceptrons side by side, (B, in) -> (n, B, out): one batched product per layer.
+
+    Weights start uniform in +-1/sqrt(inputs), and in +-0.003 in the last layer: first actions near 0, where tanh is
+    not flat, and first values near 0 (arXiv:1509.02971, section 7).
+    """
+
+    def __init__(self, n, sizes, generator, layer_norm=False):
+        super().__init__()
+        self.layer_norm = layer_norm
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
+            bound = 0.003 if i == len(sizes) - 2 else fan_in**-0.5
+            for params, rows in (self.weights, fan_in), (self.biases, 1):
+                params.append(torch.empty(n, rows, fan_out).uniform_(-bound, bound, generator=generator))
+
+    def forward(self, x):
+        x = x.expand(len(self.weights[0]), *x.shape)  # (B, in) -> (n, B, in)
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < len(self.weights) - 1:
+                x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
+        return x
+
+
+class Actor(nn.Module):
+    """mu(s): obs (B, obs) -> act (B, act) in [-1, 1]. Yours may look different as long as it keeps these shapes."""
+
+    def __init__(self, obs_dim, act_dim, config, generator):
+        super().__init__()
+        self.net = MLP(1, [obs_dim, *config.hidden, act_dim], generator)
+
+    def forward(self, obs):
+        return self.net(obs)[0].tanh()
+
+
+class Critic(nn.Module):
+    """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1). Yours may look different too."""
+
+    def __init__(self, obs_dim, act_dim, config, generator):
+        super().__init__()
+        # Layer norm replaces the DDPG paper's batch norm: it bounds Q for unseen actions, and has no train and test mode
+        self.net = MLP(config.n_critics, [obs_dim + act_dim, *config.hidden, 1], generator, config.layer_norm)
+
+    def forward(self, obs, act):
+        return self.net(torch.cat([obs, act], dim=-1))
+
+
+def flatten(network):
+    """Move a network's parameters into one vector, `network.flat`, of which they become views.
+
+    Polyak averaging is then one `lerp_`, Adam sees one tensor, and a checkpoint is a few vectors.
+    """
+    params = list(network.parameters())
+    network.flat = torch.cat([p.detach().flatten() for p in params])
+    network.flat.grad = torch.zeros_like(network.flat)
+    for p, view in zip(params, network.flat.split([p.numel() for p in params])):
+        p.data = view.view_as(p)
+    return network
+
+
+# ---------------------------------------------------------------------------------------------------- noise
+
+
+class Noise:
+    """Exploration noise, one recurrence: x <- (1 - theta) x + sigma eps, with eps ~ N(0, 1) in each action dimension.
+
+    theta = 1 is Gaussian white noise; less is an Ornstein-Uhlenbeck process, which pushes the same way for about
+    1/theta steps, and whose standard deviation settles at sigma / sqrt(theta (2 - theta)).
+    """
+
+    def __init__(self, act_dim, theta, rng):
+        self.x, self.theta, self.rng = np.zeros(act_dim), theta, rng
+
+    def reset(self):
+        self.x[:] = 0  # at the start of each episode
+
+    def __call__(self, sigma):
+        self.x += sigma * self.rng.standard_normal(len(self.x)) - self.theta * self.x
+        return self.x
+
+
+# ---------------------------------------------------------------------------------------------------- agent
+
+
+class Agent:
+    """DDPG and TD3 for `obs_dim` observations and an action between `low` and `high`, both (act,), in each dimension.
+
+    The networks speak [-1, 1]; `to_env` is the one place where actions take on the environment's units.
+    """
+
+    def __init__(self, obs_dim, low, high, config, device="cpu"):
+        self.obs_dim, self.config, self.device = obs_dim, config, torch.device(device)
+        self.low, self.high = np.asarray(low, np.float32).ravel(), np.asarray(high, np.float32).ravel()
+        init = torch.Generator().manual_seed(config.seed)
+        self.actor = flatten(Actor(obs_dim, len(self.low), config, init).to(self.device))
+        self.critic = flatten(Critic(obs_dim, len(self.low), config, init).to(self.device))
+        self.actor_target = flatten(copy.deepcopy(self.actor))
+        self.critic_target = flatten(copy.deepcopy(self.critic))
+        self.actor_optimizer = adam(self.actor, config.actor_lr)
+        self.critic_optimizer = adam(self.critic, config.critic_lr)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches and target noise
+        self.updates = 0  # critic updates so far, which set the delayed ones
+        self.actor_loss = torch.zeros((), device=self.device)
+
+    @torch.inference_mode()
+    def policy(self, obs):
+        """mu(obs) as arrays: obs (obs,) or (B, obs) -> (act,) or (B, act) in [-1, 1]."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        return self.actor(obs.view(-1, self.obs_dim)).view(*obs.shape[:-1], -1).cpu().numpy()
+
+    def to_env(self, act):
+        """Actions in [-1, 1] -> the environment's units, each dimension by its own bounds; rounding never leaves them."""
+        return np.clip(self.low + (act + 1) / 2 * (self.high - self.low), self.low, self.high)
+
+    def act(self, obs):
+        """The deterministic action for obs (obs,) or (B, obs), in the environment's units."""
+        return self.to_env(self.policy(obs))
+
+    def update(self, batch):
+        """One update of DDPG (arXiv:1509.02971, Algorithm 1) and of TD3 (arXiv:1802.09477, Algorithm 1).
+
+        batch: obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1), as ReplayBuffer.sample gives it.
+        Returns critic loss, mean Q and the latest actor loss, as tensors on the device: reading them would wait for it.
+        """
+        obs, act, rew, next_obs, discount = batch
+        self.updates += 1
+        with torch.no_grad():
+            # Target policy smoothing: clipped noise on the target action
+            noise = self.config.target_noise * torch.randn(act.shape, generator=self.generator, device=self.device)
+            noise = noise.clamp(-self.config.target_noise_clip, self.config.target_noise_clip)
+            next_act = (self.actor_target(next_obs) + noise).clamp(-1, 1)
+            # Clipped double-Q: bootstrap from the smallest target critic
+            target = rew + discount * self.critic_target(next_obs, next_act).amin(dim=0)  # (n, B, 1) -> (B, 1)
+        # Each critic descends on its mean squared error
+        q = self.critic(obs, act)
+        critic_loss = (q - target).square().mean(dim=(1, 2)).sum()
+        descend(critic_loss, self.critic, self.critic_optimizer)
+        # Delayed updates: the actor ascends on the first critic, and the targets follow
+        if self.updates % self.config.policy_delay == 0:
+            actor_loss = -self.critic(obs, self.actor(obs))[0].mean()
+            descend(actor_loss, self.actor, self.actor_optimizer)
+            self.actor_target.flat.lerp_(self.actor.flat, self.config.tau)
+            self.critic_target.flat.lerp_(self.critic.flat, self.config.tau)
+            self.actor_loss = actor_loss.detach()
+        return critic_loss.detach(), q.detach().mean(), self.actor_loss
+
+    def save(self, path, **meta):
+        """Write the policy, actor and critic, as plain arrays that numpy alone can read, with `meta` as JSON."""
+        write_npz(path, {
+            f"{name}.{key}": p.detach().cpu().numpy()
+            for name, network in (("actor", self.actor), ("critic", self.critic))
+            for key, p in network.named_parameters()
+        }, format=1, obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist(),
+            config=asdict(self.config), versions=VERSIONS, **meta)  # fmt: skip
+
+    def tensors(self):
+        """Everything that `update` changes, by name, for exact resumption (`updates` and the generator apart)."""
+        networks = "actor", "critic", "actor_target", "critic_target"
+        moments = {f"{name}.{key}": value for name in networks[:2]
+                   for key, value in getattr(self, name + "_optimizer").state[getattr(self, name).flat].items()}  # fmt: skip
+        return {name: getattr(self, name).flat for name in networks} | moments | {"actor_loss": self.actor_loss}
+
+
+def adam(network, lr):
+    optimizer = torch.optim.Adam([network.flat], lr=lr, fused=True)
+    zeros = torch.zeros_like(network.flat)
+    optimizer.state[network.flat] = {"step": zeros.new_zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+    return optimizer
+
+
+def descend(loss, network, optimizer):
+    """One gradient step of `network` alone, also where the loss runs through another one."""
+    grads = torch.autograd.grad(loss, list(network.parameters()))
+    torch.cat([g.flatten() for g in grads], out=network.flat.grad)
+    optimizer.step()
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", "numpy")}
+
+
+def write(path, save):
+    """Replace a file by what `save(file)` writes, whole or not at all: a kill leaves the old file or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        save(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_npz(path, arrays, **meta):
+    write(Path(path), lambda file: np.savez(file, meta=np.array(json.dumps(meta)), **arrays))
+
+
+def read_npz(path):
+    """Read what write_npz wrote -> (arrays, meta). A stranger's file is data, never code: nothing is unpickled."""
+    try:
+        if not Path(path).is_file():
+            raise ValueError("no such file")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        return arrays, json.loads(str(arrays.pop("meta")))
+    except Exception as error:  # zipfile, numpy and json each raise their own
+        raise UsageError(f"{path} cannot be read: {str(error) or type(error).__name__}") from None
+
+
+def load(path, device="cpu"):
+    """A saved policy, or the best one of a run's folder, as an Agent; `agent.meta` tells where it comes from.
+
+    Raises UsageError if there is none, or if the file is not a sound policy.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = next((path / name for name in ("best.npz", "last.npz") if (path / name).exists()), path / "best.npz")
+    arrays, meta = read_npz(path)
+    try:
+        agent = Agent(meta["obs_dim"], meta["low"], meta["high"], Config(**meta["config"]), device)
+        for name, network in ("actor", agent.actor), ("critic", agent.critic):
+            for key, p in network.named_parameters():
+                array = arrays[f"{name}.{key}"]
+                if array.shape != p.shape or not np.isfinite(array).all():
+                    raise ValueError(f"{name}.{key} does not fit or is not finite")
+                p.data.copy_(torch.from_numpy(array))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} is not a policy file: {error}") from None
+    agent.meta = meta | {"path": str(path)}
+    return agent
+
+
+# ---------------------------------------------------------------------------------------------------- environments
+
+
+class EnvError(RuntimeError):
+    """An environment returned something that nothing can be learnt from."""
+
+
+def env_makers(config, env=None):
+    """Two functions that make an environment, one for training and one for evaluation.
+
+    env: None for the one that config.env names, a function that makes one, or a gymnasium.Env object: training uses
+    the object itself and evaluation copies of it. Raises UsageError for what does not exist or DDPG cannot control.
+    """
+    if isinstance(env, gym.Env):
+        try:
+            pristine = copy.deepcopy(env) if config.eval_every else None
+        except Exception as error:
+            raise UsageError(f"evaluation cannot copy the environment: {error}\n"
+                             "pass a function that makes it instead of the object, or set eval_every=0") from None
+        makers = [lambda: env, lambda: copy.deepcopy(pristine)]
+    else:
+        makers = [env or (lambda: gym.make(config.env, disable_env_checker=True, **config.env_kwargs))] * 2
+    if config.max_episode_steps:
+        makers = [lambda make=make: gym.wrappers.TimeLimit(make(), config.max_episode_steps) for make in makers]
+    try:
+        probe = makers[0]()
+    except (gym.error.Error, ImportError, TypeError) as error:
+        hint = "\nBox2D has no wheel for this Python yet: use Python 3.13" if "ox2" in str(error) else ""
+        raise UsageError(f"cannot make {config.env}: {error}{hint}") from None
+    for name, space in ("observation", probe.observation_space), ("action", probe.action_space):
+        if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
+            raise UsageError(f"{config.env}: the {name} space is {space}\n"
+                             "DDPG is for continuous control: both spaces must be a Box")
+    if len(probe.observation_space.shape) > 1 and probe.observation_space.dtype == np.uint8:
+        raise UsageError(f"{config.env}: its observations are images, which an MLP cannot read\n"
+                         "wrap the environment so that it returns features")
+    if not np.isfinite([probe.action_space.low, probe.action_space.high]).all():
+        raise UsageError(f"{config.env}: the action space {probe.action_space} is unbounded\n"
+                         "give it a finite low and high")
+    if env is None and not probe.spec.max_episode_steps and not config.max_episode_steps:
+        raise UsageError(f"{config.env} has no time limit, so an episode may never end: pass --max-episode-steps")
+    return makers
+
+
+class Episode:
+    """One episode of an environment, from `seed`: flattens and checks what the environment returns."""
+
+    def __init__(self, env, seed):
+        self.env, self.seed = env, seed
+        self.space = env.action_space
+        self.actions, self.ret, self.terminated, self.over = [], 0.0, False, False
+        self.obs = self.checked(env.reset(seed=seed)[0], "observation")
+
+    def step(self, action):
+        """action (act,) in the environment's units -> rew, next_obs (obs,), terminated, truncated."""
+        self.actions.append(action)
+        obs, rew, terminated, truncated, _ = self.env.step(action.reshape(self.space.shape).astype(self.space.dtype))
+        self.obs, rew = self.checked(obs, "observation"), float(self.checked(rew, "reward", 1)[0])
+        self.ret += rew
+        self.terminated, self.over = bool(terminated), bool(terminated or truncated)
+        return rew, self.obs, self.terminated, bool(truncated)
+
+    def checked(self, value, name, size=None):
+        value = np.array(value, np.float64 if name == "reward" else np.float32).ravel()  # a copy: some reuse the array
+        size = size or np.prod(self.env.observation_space.shape)
+        if value.size != size or not np.isfinite(value).all():
+            raise EnvError(f"{name} {value} at step {len(self.actions)} of the episode with seed {self.seed}")
+        return value
+
+
+def evaluate(agent, make_env, seeds):
+    """Run one deterministic episode per seed, side by side -> returns (N,), lengths (N,), in the order of `seeds`.
+
+    Nothing random of the agent is used, so that training is the same with and without evaluation.
+    """
+    episodes = [Episode(make_env(), seed) for seed in seeds]
+    while running := [e for e in episodes if not e.over]:
+        for episode, action in zip(running, agent.act(np.stack([e.obs for e in running]))):
+            episode.step(action)
+    for episode in episodes:
+        episode.env.close()
+    return np.array([e.ret for e in episodes]), np.array([len(e.actions) for e in episodes])
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
+TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
+CONFIRM_EPISODES = TEST_EPISODES = 100
+
+
+class Training:
+    """A training run: iterate over it to train. It yields itself, once before the first step and after each step.
+
+    env: None for the environment that config.env names, a function that makes one, or a gymnasium.Env object.
+    Raises UsageError for an environment that DDPG cannot control, EnvError for one that misbehaves.
+    """
+
+    def __init__(self, config, env=None, device="cpu", threads=1):
+        torch.set_flush_denormal(True)  # numbers too small to matter would make every layer many times slower
+        torch.set_num_threads(threads)  # more threads only help large networks
+        if isinstance(env, gym.Env):
+            config = replace(config, env=env.spec.id if env.spec else type(env).__name__)
+        self.config, self.reuse_env = config, isinstance(env, gym.Env)
+        self.make_env, self.make_eval_env = env_makers(config, env)
+        self.rng = np.random.default_rng(config.seed)
+        self.step, self.episodes, self.started = 0, 0, time.perf_counter()
+        self.episode = self.new_episode()
+        space = self.episode.env.action_space
+        self.agent = Agent(self.episode.obs.size, space.low, space.high, config, device)
+        sizes = config.buffer_size, self.agent.obs_dim, len(self.agent.low)
+        self.buffer = ReplayBuffer(*sizes, config.n_step, config.gamma, device)
+        self.noise = Noise(len(self.agent.low), config.noise_theta, self.rng)
+        self.losses, self.returns = deque(maxlen=1000), deque(maxlen=10)  # of the latest updates and episodes
+        self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
+        self.finished = self.evaluation = None  # what ended at this step: a row of episodes.csv, of progress.csv
+
+    def __iter__(self):
+        c, agent, buffer = self.config, self.agent, self.buffer
+        if self.step == 0:
+            self.report()
+            yield self
+        while self.step < c.total_steps and not (self.solved and c.stop_when_solved):
+            step, obs = self.step + 1, self.episode.obs
+            # Act: at random at first, then as the actor says, plus noise
+            if step <= c.learning_starts:
+                act = self.rng.uniform(-1, 1, len(agent.low)).astype(np.float32)
+            else:
+                act = np.clip(agent.policy(obs) + self.noise(self.sigma(step)), -1, 1).astype(np.float32)
+            # Remember the action just as it was executed
+            rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
+            buffer.add(obs, act, c.reward_scale * rew, next_obs, terminated, truncated)
+            self.step = step
+            # Learn
+            for _ in range(c.updates_per_step if step > c.learning_starts else 0):
+                self.losses.append(agent.update(buffer.sample(c.batch_size, agent.generator)))
+            self.report()
+            yield self
+
+    def sigma(self, step):
+        """The scale of the exploration noise, annealed linearly over the first part of training if asked for."""
+        c = self.config
+        if c.noise_sigma_end is None:
+            return c.noise_sigma
+        done = min(1.0, step / (c.noise_anneal * c.total_steps))
+        return c.noise_sigma + done * (c.noise_sigma_end - c.noise_sigma)
+
+    def new_episode(self):
+        """An environment made afresh, as reset does not undo everything everywhere, with a seed of its own."""
+        seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
+        return Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2)
+
+    def report(self):
+        """Note what ended at this step: an episode, after which the next begins, or the time to the next evaluation."""
+        self.finished = self.evaluation = None
+        if self.episode.over:
+            e = self.episode
+            self.finished = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
+                             "length": len(e.actions), "terminated": e.terminated}  # fmt: skip
+            self.returns.append(e.ret)
+            self.episodes += 1
+            if not self.reuse_env:
+                e.env.close()
+            self.episode = self.new_episode()
+            self.noise.reset()
+        if self.config.eval_every and self.step % self.config.eval_every == 0:
+            self.evaluation = self.evaluate()
+
+    def evaluate(self):
+        """Evaluate the policy -> a row of progress.csv. A score that counts as solved must be confirmed by more episodes."""
+        c, threshold = self.config, np.inf if self.config.solved_at is None else self.config.solved_at
+        for episodes in c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes):
+            seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + episodes)
+            returns, lengths = evaluate(self.agent, self.make_eval_env, seeds)
+            if returns.mean() < threshold:
+                break
+        else:
+            self.solved = self.solved or self.step
+        self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
+        critic_loss, mean_q, actor_loss = [torch.stack(x).mean().item() for x in zip(*self.losses)] or [None] * 3
+        seconds = time.perf_counter() - self.started
+        return dict(
+            step=self.step, episodes=self.episodes, seconds=seconds, steps_per_s=self.step / seconds,
+            train_return=np.mean(self.returns) if self.returns else None,
+            eval_episodes=episodes, eval_mean=returns.mean(), eval_std=returns.std(), eval_min=returns.min(),
+            eval_max=returns.max(), eval_length=lengths.mean(), critic_loss=critic_loss, actor_loss=actor_loss,
+            mean_q=mean_q and mean_q / c.reward_scale,
+        )  # fmt: skip
+
+    def state(self):
+        """All that the rest of the run depends on -> arrays, meta, from which `restore` goes on exactly."""
+        arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
+            "generator": self.agent.generator.get_state().numpy(),
+            "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(),
+            "pending": np.array([np.concatenate([obs, act, [rew]]) for obs, act, rew in self.buffer.pending]),
+            "actions": np.array(self.episode.actions),
+            "noise": self.noise.x,
+            "losses": torch.stack([torch.stack(x) for x in self.losses]).cpu().numpy() if self.losses else np.zeros(0),
+        }
+        meta = {name: getattr(self, name) for name in ("step", "episodes", "best", "solved")}
+        return arrays, meta | dict(
+            seconds=time.perf_counter() - self.started, returns=list(self.returns), rng=self.rng.bit_generator.state,
+            updates=self.agent.updates, written=self.buffer.written,
+        )  # fmt: skip
+
+    def restore(self, arrays, meta):
+        """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
+        for name in "step", "episodes", "best", "solved":
+            setattr(self, name, meta[name])
+        self.started = time.perf_counter() - meta["seconds"]
+        self.returns.extend(meta["returns"])
+        self.rng.bit_generator.state = meta["rng"]
+        self.agent.updates, self.buffer.written = meta["updates"], meta["written"]
+        for name, tensor in self.agent.tensors().items():
+            tensor.copy_(torch.from_numpy(arrays[f"agent.{name}"]))
+        self.agent.generator.set_state(torch.from_numpy(arrays["generator"]))
+        self.buffer.rows[: len(self.buffer)] = torch.from_numpy(arrays["rows"])
+        for row in arrays["pending"]:
+            obs, act, (rew,) = np.split(row, np.cumsum(self.buffer.columns[:2]))
+            self.buffer.pending.append((obs.astype(np.float32), act.astype(np.float32), float(rew)))
+        self.noise.x[:] = arrays["noise"]
+        self.losses.extend(tuple(torch.from_numpy(row)) for row in arrays["losses"])
+        self.episode = self.new_episode()
+        for action in arrays["actions"]:
+            self.episode.step(action)
+
+
+TABLES = "episodes.csv", "progress.csv"
+
+
+def new_folder(folder, run):
+    """Make the folder of a new run, with its configuration. Raises UsageError rather than mix it with another run."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} is in use: go on with it by --resume {folder},\n"
+                         "or choose another --seed or --out, or delete it")  # fmt: skip
+    (folder / "policies").mkdir(parents=True)
+    info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
+    write(folder / "config.json", lambda file: file.write(json.dumps(info, indent=1).encode()))
+
+
+def resume(folder, env=None, device=None, threads=None, **changes):
+    """The Training whose folder this is, as it was when last saved; `changes` are to its Config.
+
+    Raises UsageError if there is no such run.
+    """
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} is not the folder of a run: {error}") from None
+    arrays, meta = read_npz(next(filter(Path.exists, (folder / n for n in ("state.npz", "state.previous.npz"))), folder))
+    run = Training(Config(**info["config"] | changes), env, device or info["device"], threads or info["threads"])
+    run.restore(arrays, meta)
+    for name in TABLES:  # rows written after that state will be written again
+        if (folder / name).exists():
+            os.truncate(folder / name, meta["sizes"].get(name, 0))
+    return run
+
+
+def record(run, folder):
+    """Iterate over a Training and keep its folder: tables, policies and the state to go on from.
+
+    However the iteration ends, the state is saved.
+    """
+    folder, saved, cost = Path(folder), time.perf_counter(), 0.0
+    snapshot_every = max(1, run.config.total_steps // 50)
+    try:
+        for _ in run:
+            for name, row in zip(TABLES, (run.finished, run.evaluation)):
+                if row:
+                    add_row(folder / name, row)
+            policy = dict(env=run.config.env, step=run.step, evaluation=run.evaluation and run.evaluation["eval_mean"])
+            if run.step % snapshot_every == 0:
+                run.agent.save(folder / "policies" / f"{run.step:012d}.npz", **policy)
+            if run.evaluation:
+                run.agent.save(folder / "last.npz", **policy)
+                if run.is_best:
+                    run.agent.save(folder / "best.npz", **policy)
+            if time.perf_counter() - saved >= max(60, 50 * cost):  # so that saving costs at most 2 % of the time
+                began, _ = time.perf_counter(), save_state(run, folder)
+                saved, cost = time.perf_counter(), time.perf_counter() - began
+            yield run
+    finally:
+        run.agent.save(folder / "last.npz", **policy)
+        save_state(run, folder)
+
+
+def save_state(run, folder):
+    arrays, meta = run.state()
+    sizes = {name: (folder / name).stat().st_size for name in TABLES if (folder / name).exists()}
+    if (folder / "state.npz").exists():
+        os.replace(folder / "state.npz", folder / "state.previous.npz")
+    write_npz(folder / "state.npz", arrays, sizes=sizes, **meta)
+
+
+def add_row(path, row):
+    cells = [f"{v:.6g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()]
+    header = "" if path.exists() else ",".join(row) + "\n"
+    with open(path, "a") as file:
+        file.write(header + ",".join(cells) + "\n")
+
+
+def train(config, env=None, out=None, device="cpu", threads=1):
+    """Train to the end -> the Agent. `env` as in Training; `out`: a new folder for tables and policies."""
+    run = Training(config, env, device, threads)
+    if out:
+        new_folder(out, run)
+    for _ in record(run, out) if out else run:
+        pass
+    return run.agent
+
+
+# ---------------------------------------------------------------------------------------------------- command line
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UsageError(f"{message}; --help lists all flags")
+
+
+def parse(argv):
+    """The command line -> options, and the fields of Config that it sets. Raises UsageError."""
+    def spell(values):
+        return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, tuple) else v}"
+                        for k, v in values.items())  # fmt: skip
+
+    parser = Parser(
+        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="presets, overridden by any flag:\n" + "\n".join(f"  {k}\n    {spell(v)}" for k, v in PRESETS.items()),
+    )  # fmt: skip
+    parser.add_argument("--eval", metavar="RUN", help="test a run folder's best policy, or a policy file")
+    parser.add_argument("--episodes", type=int, default=TEST_EPISODES, help="how many episodes --eval runs (default 100)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
+    parser.add_argument("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda for large networks")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of one operation (default 1)")
+    parser.add_argument("--quiet", action="store_true", help="print nothing but the summary")
+    parser.add_argument("--json", action="store_true", help="print nothing but the summary, as JSON")
+    for f in fields(Config):
+        kind = {bool: dict(action=argparse.BooleanOptionalAction), tuple: dict(nargs="+", type=int, metavar="N"),
+                dict: dict(type=json.loads, metavar="JSON")}.get(f.type, dict(type=f.type, metavar=f.type.__name__.upper()))  # fmt: skip
+        default = "" if f.default is None else f" (default {f.default})"
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f.metadata["help"] + default, **kind)
+    options, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
+        parser.error(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
+    explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
+    return options, explicit
+
+
+def pick_device(name, config):
+    """The torch device for --device. Small networks are faster on the CPU: `auto` takes CUDA only for large ones."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() and config.batch_size * max(config.hidden) >= 2**18 else "cpu"
+    if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {name}: this machine or this build of torch has none; use --device cpu")
+    return name
+
+
+def test(policy, make_env, episodes):
+    """Test a loaded policy on episodes that neither training nor the choice of the policy saw -> a summary."""
+    returns, lengths = evaluate(policy, make_env, range(episodes))
+    return {
+        "policy": policy.meta["path"], "env": policy.meta["env"], "step": policy.meta["step"], "episodes": episodes,
+        "mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max(), "length": lengths.mean(),
+    }  # fmt: skip
+
+
+def eval_command(options, explicit):
+    """--eval: test a policy in the environment that its file names, if gymnasium itself has it, or in --env."""
+    policy = load(options.eval, pick_device(options.device, Config()))
+    spec = gym.registry.get(policy.meta["env"])
+    if "env" not in explicit and not (spec and str(spec.entry_point).startswith("gymnasium.")):
+        raise UsageError(f"{policy.meta['path']} is for {policy.meta['env']}, which gymnasium does not bring:\n"
+                         "name the environment yourself with --env")  # fmt: skip
+    _, make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"], **explicit}))
+    summary = test(policy, make_env, options.episodes)
+    print(json.dumps(summary) if options.json else
+          "{policy}, trained for {step:,} steps of {env}:\n"
+          "{mean:.1f} ± {std:.1f} over {episodes} test episodes (min {min:.1f}, max {max:.1f}, length {length:.0f})"
+          .format(**summary))  # fmt: skip
+    return 0
+
+
+def train_command(options, explicit):
+    """Train, or --resume, with a live view, until done or stopped by a signal; then test the best policy."""
+    quiet = options.quiet or options.json
+    if options.resume:
+        fixed = set(explicit) - {"total_steps", "stop_when_solved"}
+        if fixed:
+            raise UsageError(f"--resume goes on with the run's own configuration: drop {', '.join(sorted(fixed))}")
+        folder, run = options.resume, resume(options.resume, **explicit)
+    else:
+        config = Config.preset(**explicit)
+        default = Path("runs", config.env.replace(":", "-").replace("/", "-"), f"{config.algo}-seed{config.seed}")
+        folder = Path(options.out or default)
+        run = Training(config, None, pick_device(options.device, config), options.threads)
+        new_folder(folder, run)
+    c, show, signals = run.config, Display(quiet), []
+
+    def on_signal(number, frame):
+        if signals:
+            os._exit(128 + number)  # asked twice: leave at once, what is on disk stays as it is
+        signals.append(number)
+
+    for number in signal.SIGINT, signal.SIGTERM:
+        signal.signal(number, on_signal)
+    show(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
+    show("      step  episodes  steps/s  training return  evaluation")
+    steps = record(run, folder)
+    try:
+        for _ in steps:
+            show.progress(run)
+            if signals:
+                break
+    except EnvError as error:
+        print(f"ddpg.py: the environment returned {error}\nThe agent of step {run.step:,} is saved", file=sys.stderr)
+        return 1
+    finally:
+        steps.close()  # which saves
+    if signals:
+        show(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
+        return 128 + signals[0]
+    seconds = time.perf_counter() - run.started
+    show(f"{'Solved' if run.solved else 'Finished'} after {run.step:,} steps and {seconds:.1f} s; testing the best policy")
+    summary = test(load(folder), run.make_eval_env, TEST_EPISODES) | {"solved": run.solved, "seconds": seconds}
+    print(json.dumps(summary) if options.json else SUMMARY.format(**summary))
+    show(f"To test it again:\n  python ddpg.py --eval {folder}")
+    return 0
+
+
+SUMMARY = """{policy}, of step {step:,}:
+{mean:.1f} ± {std:.1f} over {episodes} test episodes (min {min:.1f}, max {max:.1f}, mean length {length:.0f})"""
+
+
+class Display:
+    """Prints a line per evaluation and, on a terminal, a live status line under them."""
+
+    def __init__(self, quiet):
+        self.quiet, self.live = quiet, sys.stdout.isatty()
+        self.due, self.first, self.score = time.perf_counter(), None, "none yet"
+
+    def __call__(self, text, end="\n"):
+        if not self.quiet:
+            print(("\r\x1b[K" if self.live else "") + text, end=end, flush=True)
+
+    def progress(self, run):
+        row, now = run.evaluation, time.perf_counter()
+        if row:
+            self.score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
+            train = "" if row["train_return"] is None else f"{row['train_return']:.1f}"
+            self(f"{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{train:>17}  {self.score}"
+                 f" over {row['eval_episodes']} episodes{', the best yet' * run.is_best}")  # fmt: skip
+        if self.live and now >= self.due:
+            self.due, self.first = now + 0.1, self.first or (run.step, now)
+            speed = (run.step - self.first[0]) / (now - self.first[1] or 1)
+            left = (run.config.total_steps - run.step) / (speed or np.inf)
+            last = f"{np.mean(run.returns):.1f}" if run.returns else "none yet"
+            self(f"{run.step / run.config.total_steps:4.0%}  step {run.step:,}  {speed:,.0f} steps/s  at most {left:,.0f} s left  "
+                 f"last returns {last}  evaluation {self.score}", end="")  # fmt: skip
+
+
+def main(argv=None):
+    """The command line -> its exit code: 0 finished, 1 failed, 2 refused to start, 130 or 143 stopped by a signal."""
+    try:
+        options, explicit = parse(argv)
+        if ":" in explicit.get("env", ""):
+            sys.path.append(os.getcwd())  # where the user's module is
+        return (eval_command if options.eval else train_command)(options, explicit)
+    except UsageError as error:
+        print(f"ddpg.py: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
