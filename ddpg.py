@@ -98,21 +98,16 @@ class Config:
     def __post_init__(self):
         if self.algo not in ALGOS:
             raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
-        for name, value in ALGOS[self.algo].items():
-            if getattr(self, name) is None:
-                object.__setattr__(self, name, value)
-        object.__setattr__(self, "env_kwargs", dict(self.env_kwargs or {}))
-        object.__setattr__(self, "hidden", tuple(self.hidden))
+        switches = {name: value for name, value in ALGOS[self.algo].items() if getattr(self, name) is None}
+        made = {"env_kwargs": dict(self.env_kwargs or {}), "hidden": tuple(self.hidden)}
+        for name, value in (switches | made).items():
+            object.__setattr__(self, name, value)
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            kinds = {float: (int, float), tuple: tuple}.get(f.type, f.type)
-            if value is None and f.default is None:
-                continue
-            if not isinstance(value, kinds) or (isinstance(value, bool) and f.type is not bool):
-                raise UsageError(f"{f.name}: {value!r} is not of type {f.type.__name__}")
-            for v in (value if f.type is tuple else (value,)) if low is not None else ():
-                if not isinstance(v, (int, float)) or not low <= v <= high:  # false for nan too
-                    raise UsageError(f"{f.name}: {v!r} is not between {low:g} and {high:g}")
+            for v in () if low is None or value is None else value if f.type is tuple else (value,):
+                if not isinstance(v, (int, float) if f.type is float else int) or not low <= v <= high:  # nor nan
+                    raise UsageError(f"{f.name}: {v!r} is not {'a' if f.type is float else 'a whole'} number "
+                                     f"between {low:g} and {high:g}")  # fmt: skip
         if self.learning_starts < self.n_step:
             raise UsageError(f"learning_starts: {self.learning_starts} must be at least n_step, {self.n_step}")
 
@@ -341,19 +336,19 @@ class Agent:
 
     def save(self, path, **meta):
         """Write the policy, actor and critic, as plain arrays that numpy alone can read, with `meta` as JSON."""
-        write_npz(path, {
-            f"{name}.{key}": p.detach().cpu().numpy()
-            for name, network in (("actor", self.actor), ("critic", self.critic))
-            for key, p in network.named_parameters()
-        }, format=1, obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist(),
-            config=asdict(self.config), versions=VERSIONS, **meta)  # fmt: skip
+        arrays = {f"{name}.{key}": p.detach().cpu().numpy() for name in ("actor", "critic")
+                  for key, p in getattr(self, name).named_parameters()}  # fmt: skip
+        box = dict(obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist())
+        write_npz(path, arrays, format=1, **box, config=asdict(self.config), versions=VERSIONS, **meta)
 
     def tensors(self):
-        """Everything that `update` changes, by name, for exact resumption (`updates` and the generator apart)."""
-        networks = "actor", "critic", "actor_target", "critic_target"
-        moments = {f"{name}.{key}": value for name in networks[:2]
-                   for key, value in getattr(self, name + "_optimizer").state[getattr(self, name).flat].items()}  # fmt: skip
-        return {name: getattr(self, name).flat for name in networks} | moments | {"actor_loss": self.actor_loss}
+        """Everything that `update` changes, by name, for exact resumption; `updates` and the generator come on top."""
+        tensors = {"actor_loss": self.actor_loss}
+        for name in "actor", "critic":
+            network, optimizer = getattr(self, name), getattr(self, f"{name}_optimizer")
+            tensors |= {name: network.flat, f"{name}_target": getattr(self, f"{name}_target").flat}
+            tensors |= {f"{name}.{key}": value for key, value in optimizer.state[network.flat].items()}
+        return tensors
 
 
 def adam(network, lr):
@@ -437,67 +432,65 @@ def env_makers(config, env=None):
     env: None for the one that config.env names, a function that makes one, or a gymnasium.Env object: training uses
     the object itself and evaluation copies of it. Raises UsageError for what does not exist or DDPG cannot control.
     """
-    if isinstance(env, gym.Env):
-        try:
-            pristine = copy.deepcopy(env) if config.eval_every else None
-        except Exception as error:
-            raise UsageError(f"evaluation cannot copy the environment: {error}\n"
-                             "pass a function that makes it instead of the object, or set eval_every=0") from None
-        makers = [lambda: env, lambda: copy.deepcopy(pristine)]
-    else:
-        makers = [env or (lambda: gym.make(config.env, disable_env_checker=True, **config.env_kwargs))] * 2
-    if config.max_episode_steps:
-        makers = [lambda make=make: gym.wrappers.TimeLimit(make(), config.max_episode_steps) for make in makers]
+    make = env or (lambda: gym.make(config.env, disable_env_checker=True, **config.env_kwargs))
+    makers = [make, make]
     try:
+        if isinstance(env, gym.Env):
+            pristine = copy.deepcopy(env) if config.eval_every else None
+            makers = [lambda: env, lambda: copy.deepcopy(pristine)]
+        if config.max_episode_steps:
+            makers = [lambda make=make: gym.wrappers.TimeLimit(make(), config.max_episode_steps) for make in makers]
         probe = makers[0]()
-    except (gym.error.Error, ImportError, TypeError) as error:
-        hint = "\nBox2D has no wheel for this Python yet: use Python 3.13" if "ox2" in str(error) else ""
-        raise UsageError(f"cannot make {config.env}: {error}{hint}") from None
-    for name, space in ("observation", probe.observation_space), ("action", probe.action_space):
+    except Exception as error:  # whatever importing and making it may raise
+        raise UsageError(f"cannot make {config.env}: {error}" + BOX2D_HINT * ("Box2D" in str(error))) from error
+    problem = None
+    for name, space in ("observations", probe.observation_space), ("actions", probe.action_space):
         if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
-            raise UsageError(f"{config.env}: the {name} space is {space}\n"
-                             "DDPG is for continuous control: both spaces must be a Box")
-    if len(probe.observation_space.shape) > 1 and probe.observation_space.dtype == np.uint8:
-        raise UsageError(f"{config.env}: its observations are images, which an MLP cannot read\n"
-                         "wrap the environment so that it returns features")
-    if not np.isfinite([probe.action_space.low, probe.action_space.high]).all():
-        raise UsageError(f"{config.env}: the action space {probe.action_space} is unbounded\n"
-                         "give it a finite low and high")
-    if env is None and not probe.spec.max_episode_steps and not config.max_episode_steps:
-        raise UsageError(f"{config.env} has no time limit, so an episode may never end: pass --max-episode-steps")
+            problem = f"its {name} are {space}, but DDPG is for continuous control: both must be a Box of numbers"
+        elif len(space.shape) > 1 and space.dtype == np.uint8:
+            problem = f"its {name} are images, which these networks cannot read: wrap it to return features"
+        elif name == "actions" and not np.isfinite([space.low, space.high]).all():
+            problem = f"its actions are unbounded, {space}: give them a finite low and high"
+    if not env and not probe.spec.max_episode_steps and not config.max_episode_steps:
+        problem = problem or "it has no time limit, so an episode might never end: pass --max-episode-steps"
+    if problem:
+        raise UsageError(f"{config.env}: {problem}")
     return makers
+
+
+BOX2D_HINT = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13" * (sys.version_info >= (3, 14))
 
 
 class Episode:
     """One episode of an environment, from `seed`: flattens and checks what the environment returns."""
 
     def __init__(self, env, seed):
-        self.env, self.seed = env, seed
-        self.space = env.action_space
-        self.actions, self.ret, self.terminated, self.over = [], 0.0, False, False
-        self.obs = self.checked(env.reset(seed=seed)[0], "observation")
+        self.env, self.seed, self.space = env, seed, env.action_space
+        self.size = int(np.prod(env.observation_space.shape))
+        self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
+        self.obs = self.checked("observation", env.reset(seed=seed)[0], np.float32, self.size)
 
     def step(self, action):
         """action (act,) in the environment's units -> rew, next_obs (obs,), terminated, truncated."""
-        self.actions.append(action)
         obs, rew, terminated, truncated, _ = self.env.step(action.reshape(self.space.shape).astype(self.space.dtype))
-        self.obs, rew = self.checked(obs, "observation"), float(self.checked(rew, "reward", 1)[0])
+        self.length += 1
+        self.obs = self.checked("observation", obs, np.float32, self.size)
+        rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
         self.terminated, self.over = bool(terminated), bool(terminated or truncated)
         return rew, self.obs, self.terminated, bool(truncated)
 
-    def checked(self, value, name, size=None):
-        value = np.array(value, np.float64 if name == "reward" else np.float32).ravel()  # a copy: some reuse the array
-        size = size or np.prod(self.env.observation_space.shape)
-        if value.size != size or not np.isfinite(value).all():
-            raise EnvError(f"{name} {value} at step {len(self.actions)} of the episode with seed {self.seed}")
-        return value
+    def checked(self, name, value, dtype, size):
+        array = np.array(value, dtype).ravel()  # a copy, since some environments return the same array each time
+        if array.size != size or not np.isfinite(array).all():
+            raise EnvError(f"{name} {value} at step {self.length} of the episode with seed {self.seed}")
+        return array
 
 
 def evaluate(agent, make_env, seeds):
     """Run one deterministic episode per seed, side by side -> returns (N,), lengths (N,), in the order of `seeds`.
 
-    Nothing random of the agent is used, so that training is the same with and without evaluation.
+    Nothing random of the agent's is used, so that training is the same with evaluation and without.
     """
     episodes = [Episode(make_env(), seed) for seed in seeds]
     while running := [e for e in episodes if not e.over]:
@@ -505,7 +498,7 @@ def evaluate(agent, make_env, seeds):
             episode.step(action)
     for episode in episodes:
         episode.env.close()
-    return np.array([e.ret for e in episodes]), np.array([len(e.actions) for e in episodes])
+    return np.array([e.ret for e in episodes]), np.array([e.length for e in episodes])
 
 
 # ---------------------------------------------------------------------------------------------------- training
@@ -524,37 +517,39 @@ class Training:
 
     def __init__(self, config, env=None, device="cpu", threads=1):
         torch.set_flush_denormal(True)  # numbers too small to matter would make every layer many times slower
-        torch.set_num_threads(threads)  # more threads only help large networks
-        if isinstance(env, gym.Env):
+        torch.set_num_threads(threads)  # more only help large networks
+        self.own_env = isinstance(env, gym.Env)
+        if self.own_env:
             config = replace(config, env=env.spec.id if env.spec else type(env).__name__)
-        self.config, self.reuse_env = config, isinstance(env, gym.Env)
-        self.make_env, self.make_eval_env = env_makers(config, env)
+        self.config, (self.make_env, self.make_eval_env) = config, env_makers(config, env)
         self.rng = np.random.default_rng(config.seed)
         self.step, self.episodes, self.started = 0, 0, time.perf_counter()
-        self.episode = self.new_episode()
-        space = self.episode.env.action_space
-        self.agent = Agent(self.episode.obs.size, space.low, space.high, config, device)
-        sizes = config.buffer_size, self.agent.obs_dim, len(self.agent.low)
-        self.buffer = ReplayBuffer(*sizes, config.n_step, config.gamma, device)
-        self.noise = Noise(len(self.agent.low), config.noise_theta, self.rng)
+        self.start_episode()
+        self.agent = Agent(self.episode.size, self.episode.space.low, self.episode.space.high, config, device)
+        dims = self.agent.obs_dim, len(self.agent.low)
+        self.buffer = ReplayBuffer(config.buffer_size, *dims, config.n_step, config.gamma, device)
+        self.noise = Noise(dims[1], config.noise_theta, self.rng)
         self.losses, self.returns = deque(maxlen=1000), deque(maxlen=10)  # of the latest updates and episodes
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
-        self.finished = self.evaluation = None  # what ended at this step: a row of episodes.csv, of progress.csv
+        self.ended = self.evaluation = None  # what came to an end at this step: rows of episodes.csv and progress.csv
 
     def __iter__(self):
         c, agent, buffer = self.config, self.agent, self.buffer
+        sigma_end = c.noise_sigma if c.noise_sigma_end is None else c.noise_sigma_end
         if self.step == 0:
             self.report()
             yield self
         while self.step < c.total_steps and not (self.solved and c.stop_when_solved):
             step, obs = self.step + 1, self.episode.obs
-            # Act: at random at first, then as the actor says, plus noise
+            # Act: at random to begin with, then as the actor says plus noise, annealed linearly
             if step <= c.learning_starts:
                 act = self.rng.uniform(-1, 1, len(agent.low)).astype(np.float32)
             else:
-                act = np.clip(agent.policy(obs) + self.noise(self.sigma(step)), -1, 1).astype(np.float32)
+                sigma = np.interp(step, [0, c.noise_anneal * c.total_steps], [c.noise_sigma, sigma_end])
+                act = np.clip(agent.policy(obs) + self.noise(sigma), -1, 1).astype(np.float32)
             # Remember the action just as it was executed
             rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
+            self.actions.append(act)
             buffer.add(obs, act, c.reward_scale * rew, next_obs, terminated, truncated)
             self.step = step
             # Learn
@@ -563,37 +558,28 @@ class Training:
             self.report()
             yield self
 
-    def sigma(self, step):
-        """The scale of the exploration noise, annealed linearly over the first part of training if asked for."""
-        c = self.config
-        if c.noise_sigma_end is None:
-            return c.noise_sigma
-        done = min(1.0, step / (c.noise_anneal * c.total_steps))
-        return c.noise_sigma + done * (c.noise_sigma_end - c.noise_sigma)
-
-    def new_episode(self):
-        """An environment made afresh, as reset does not undo everything everywhere, with a seed of its own."""
+    def start_episode(self):
+        """In an environment made afresh, as reset does not undo everything everywhere, from a seed of its own."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
-        return Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2)
+        self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []
 
     def report(self):
-        """Note what ended at this step: an episode, after which the next begins, or the time to the next evaluation."""
-        self.finished = self.evaluation = None
-        if self.episode.over:
-            e = self.episode
-            self.finished = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
-                             "length": len(e.actions), "terminated": e.terminated}  # fmt: skip
+        """Note what comes to an end at this step: an episode, after which the next starts, and an evaluation period."""
+        self.ended, e = None, self.episode
+        if e.over:
+            self.ended = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
+                          "length": e.length, "terminated": e.terminated}  # fmt: skip
             self.returns.append(e.ret)
             self.episodes += 1
-            if not self.reuse_env:
+            if not self.own_env:
                 e.env.close()
-            self.episode = self.new_episode()
+            self.start_episode()
             self.noise.reset()
-        if self.config.eval_every and self.step % self.config.eval_every == 0:
-            self.evaluation = self.evaluate()
+        due = self.config.eval_every and self.step % self.config.eval_every == 0
+        self.evaluation = self.evaluate() if due else None
 
     def evaluate(self):
-        """Evaluate the policy -> a row of progress.csv. A score that counts as solved must be confirmed by more episodes."""
+        """Evaluate the policy -> a row of progress.csv. What looks solved must be confirmed by more episodes."""
         c, threshold = self.config, np.inf if self.config.solved_at is None else self.config.solved_at
         for episodes in c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes):
             seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + episodes)
@@ -614,42 +600,49 @@ class Training:
         )  # fmt: skip
 
     def state(self):
-        """All that the rest of the run depends on -> arrays, meta, from which `restore` goes on exactly."""
+        """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly."""
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
-            "generator": self.agent.generator.get_state().numpy(),
-            "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(),
-            "pending": np.array([np.concatenate([obs, act, [rew]]) for obs, act, rew in self.buffer.pending]),
-            "actions": np.array(self.episode.actions),
-            "noise": self.noise.x,
-            "losses": torch.stack([torch.stack(x) for x in self.losses]).cpu().numpy() if self.losses else np.zeros(0),
-        }
-        meta = {name: getattr(self, name) for name in ("step", "episodes", "best", "solved")}
-        return arrays, meta | dict(
-            seconds=time.perf_counter() - self.started, returns=list(self.returns), rng=self.rng.bit_generator.state,
+            "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
+            "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions),
+            "losses": np.array([[float(x) for x in losses] for losses in self.losses], np.float32),
+        }  # fmt: skip
+        return arrays, dict(
+            step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
+            seconds=time.perf_counter() - self.started, rng=self.rng.bit_generator.state,
             updates=self.agent.updates, written=self.buffer.written,
         )  # fmt: skip
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
-        for name in "step", "episodes", "best", "solved":
-            setattr(self, name, meta[name])
+        self.step, self.episodes, self.best, self.solved = (meta[k] for k in ("step", "episodes", "best", "solved"))
         self.started = time.perf_counter() - meta["seconds"]
         self.returns.extend(meta["returns"])
-        self.rng.bit_generator.state = meta["rng"]
+        self.losses.extend(map(tuple, torch.from_numpy(arrays["losses"])))
+        self.rng.bit_generator.state, self.noise.x[:] = meta["rng"], arrays["noise"]
         self.agent.updates, self.buffer.written = meta["updates"], meta["written"]
+        self.agent.generator.set_state(torch.from_numpy(arrays["generator"]))
         for name, tensor in self.agent.tensors().items():
             tensor.copy_(torch.from_numpy(arrays[f"agent.{name}"]))
-        self.agent.generator.set_state(torch.from_numpy(arrays["generator"]))
         self.buffer.rows[: len(self.buffer)] = torch.from_numpy(arrays["rows"])
-        for row in arrays["pending"]:
-            obs, act, (rew,) = np.split(row, np.cumsum(self.buffer.columns[:2]))
-            self.buffer.pending.append((obs.astype(np.float32), act.astype(np.float32), float(rew)))
-        self.noise.x[:] = arrays["noise"]
-        self.losses.extend(tuple(torch.from_numpy(row)) for row in arrays["losses"])
-        self.episode = self.new_episode()
-        for action in arrays["actions"]:
-            self.episode.step(action)
+        self.start_episode()
+        for act in arrays["actions"]:
+            obs = self.episode.obs
+            rew, *_ = self.episode.step(self.agent.to_env(act))
+            self.actions.append(act)
+            self.buffer.pending.append((obs, act, self.config.reward_scale * rew))
+            if len(self.buffer.pending) == self.config.n_step:
+                self.buffer.pending.popleft()  # that row was complete
 
+
+def train(config, env=None, out=None, device="cpu", threads=1):
+    """Train to the end -> the Agent. env: as in Training; out: a new folder for tables, policies and state."""
+    run = Training(config, env, device, threads)
+    for _ in record(run, new_folder(out, run)) if out else run:
+        pass
+    return run.agent
+
+
+# ---------------------------------------------------------------------------------------------------- a run's folder
 
 TABLES = "episodes.csv", "progress.csv"
 
@@ -659,41 +652,29 @@ def new_folder(folder, run):
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is in use: go on with it by --resume {folder},\n"
-                         "or choose another --seed or --out, or delete it")  # fmt: skip
+                         "choose another --seed or --out, or delete it")  # fmt: skip
     (folder / "policies").mkdir(parents=True)
-    info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
-    write(folder / "config.json", lambda file: file.write(json.dumps(info, indent=1).encode()))
-
-
-def resume(folder, env=None, device=None, threads=None, **changes):
-    """The Training whose folder this is, as it was when last saved; `changes` are to its Config.
-
-    Raises UsageError if there is no such run.
-    """
-    folder = Path(folder)
-    try:
-        info = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not the folder of a run: {error}") from None
-    arrays, meta = read_npz(next(filter(Path.exists, (folder / n for n in ("state.npz", "state.previous.npz"))), folder))
-    run = Training(Config(**info["config"] | changes), env, device or info["device"], threads or info["threads"])
-    run.restore(arrays, meta)
-    for name in TABLES:  # rows written after that state will be written again
-        if (folder / name).exists():
-            os.truncate(folder / name, meta["sizes"].get(name, 0))
-    return run
+    machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
+    info = json.dumps(dict(config=asdict(run.config), **machine), indent=1)
+    write(folder / "config.json", lambda file: file.write(info.encode()))
+    return folder
 
 
 def record(run, folder):
-    """Iterate over a Training and keep its folder: tables, policies and the state to go on from.
+    """Iterate over a Training and keep its folder. However the iteration ends, the state to go on from is saved."""
 
-    However the iteration ends, the state is saved.
-    """
-    folder, saved, cost = Path(folder), time.perf_counter(), 0.0
-    snapshot_every = max(1, run.config.total_steps // 50)
+    def save():
+        run.agent.save(folder / "last.npz", **policy)
+        arrays, meta = run.state()
+        if (folder / "state.npz").exists():
+            os.replace(folder / "state.npz", folder / "state.previous.npz")
+        sizes = {name: (folder / name).stat().st_size for name in TABLES if (folder / name).exists()}
+        write_npz(folder / "state.npz", arrays, sizes=sizes, **meta)
+
+    saved, cost, snapshot_every = time.perf_counter(), 0.0, max(1, run.config.total_steps // 50)
     try:
         for _ in run:
-            for name, row in zip(TABLES, (run.finished, run.evaluation)):
+            for name, row in zip(TABLES, (run.ended, run.evaluation)):
                 if row:
                     add_row(folder / name, row)
             policy = dict(env=run.config.env, step=run.step, evaluation=run.evaluation and run.evaluation["eval_mean"])
@@ -701,23 +682,14 @@ def record(run, folder):
                 run.agent.save(folder / "policies" / f"{run.step:012d}.npz", **policy)
             if run.evaluation:
                 run.agent.save(folder / "last.npz", **policy)
-                if run.is_best:
-                    run.agent.save(folder / "best.npz", **policy)
+            if run.evaluation and run.is_best:
+                run.agent.save(folder / "best.npz", **policy)
             if time.perf_counter() - saved >= max(60, 50 * cost):  # so that saving costs at most 2 % of the time
-                began, _ = time.perf_counter(), save_state(run, folder)
+                began, _ = time.perf_counter(), save()
                 saved, cost = time.perf_counter(), time.perf_counter() - began
             yield run
     finally:
-        run.agent.save(folder / "last.npz", **policy)
-        save_state(run, folder)
-
-
-def save_state(run, folder):
-    arrays, meta = run.state()
-    sizes = {name: (folder / name).stat().st_size for name in TABLES if (folder / name).exists()}
-    if (folder / "state.npz").exists():
-        os.replace(folder / "state.npz", folder / "state.previous.npz")
-    write_npz(folder / "state.npz", arrays, sizes=sizes, **meta)
+        save()
 
 
 def add_row(path, row):
@@ -727,14 +699,21 @@ def add_row(path, row):
         file.write(header + ",".join(cells) + "\n")
 
 
-def train(config, env=None, out=None, device="cpu", threads=1):
-    """Train to the end -> the Agent. `env` as in Training; `out`: a new folder for tables and policies."""
-    run = Training(config, env, device, threads)
-    if out:
-        new_folder(out, run)
-    for _ in record(run, out) if out else run:
-        pass
-    return run.agent
+def resume(folder, env=None, device=None, threads=None, **changes):
+    """The Training whose folder this is, as it was when last saved; `changes` are to its Config. Raises UsageError."""
+    folder = Path(folder)
+    try:
+        info = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{folder} is not the folder of a run: {error}") from None
+    state = next((folder / n for n in ("state.npz", "state.previous.npz") if (folder / n).exists()), folder / "state.npz")
+    arrays, meta = read_npz(state)
+    run = Training(Config(**info["config"] | changes), env, device or info["device"], threads or info["threads"])
+    run.restore(arrays, meta)
+    for name in TABLES:  # rows later than that state will be written again
+        if (folder / name).exists():
+            os.truncate(folder / name, meta["sizes"].get(name, 0))
+    return run
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -747,84 +726,83 @@ class Parser(argparse.ArgumentParser):
 
 def parse(argv):
     """The command line -> options, and the fields of Config that it sets. Raises UsageError."""
-    def spell(values):
-        return " ".join(f"--{k.replace('_', '-')} {' '.join(map(str, v)) if isinstance(v, tuple) else v}"
-                        for k, v in values.items())  # fmt: skip
 
-    parser = Parser(
-        description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="presets, overridden by any flag:\n" + "\n".join(f"  {k}\n    {spell(v)}" for k, v in PRESETS.items()),
-    )  # fmt: skip
-    parser.add_argument("--eval", metavar="RUN", help="test a run folder's best policy, or a policy file")
-    parser.add_argument("--episodes", type=int, default=TEST_EPISODES, help="how many episodes --eval runs (default 100)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder")
-    parser.add_argument("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda for large networks")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of one operation (default 1)")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but the summary")
-    parser.add_argument("--json", action="store_true", help="print nothing but the summary, as JSON")
+    def spell(preset):
+        value = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else v  # noqa: E731
+        return " ".join(f"--{name.replace('_', '-')} {value(v)}" for name, v in preset.items())
+
+    presets = "\n".join(f"  {env}\n    {spell(preset)}" for env, preset in PRESETS.items())
+    parser = Parser(description=__doc__, epilog=f"presets, overridden by any flag:\n{presets}", allow_abbrev=False,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    add = parser.add_argument
+    add("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
+    add("--episodes", type=int, default=TEST_EPISODES, help="how many episodes --eval runs (default 100)")
+    add("--resume", metavar="RUN", help="go on with the run in this folder")
+    add("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda for large networks")
+    add("--threads", type=int, default=1, help="CPU threads (default 1: more only help large networks)")
+    add("--quiet", action="store_true", help="print the final test only")
+    add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
-        kind = {bool: dict(action=argparse.BooleanOptionalAction), tuple: dict(nargs="+", type=int, metavar="N"),
-                dict: dict(type=json.loads, metavar="JSON")}.get(f.type, dict(type=f.type, metavar=f.type.__name__.upper()))  # fmt: skip
+        kind = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON"),
+                tuple: dict(nargs="+", type=int, metavar="N")}.get(f.type, dict(type=f.type, metavar=f.type.__name__))  # fmt: skip
         default = "" if f.default is None else f" (default {f.default})"
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f.metadata["help"] + default, **kind)
+        add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f.metadata["help"] + default, **kind)
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        parser.error(f"unknown argument {unknown[0]}" + (f", did you mean {near[0]}?" if near else ""))
-    explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
-    return options, explicit
+        parser.error(f"unknown argument {unknown[0]}" + "".join(f", did you mean {flag}?" for flag in near))
+    if min(options.episodes, options.threads) < 1:
+        parser.error("--episodes and --threads must be at least 1")
+    return options, {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
 
 
 def pick_device(name, config):
-    """The torch device for --device. Small networks are faster on the CPU: `auto` takes CUDA only for large ones."""
+    """The torch device of --device. Small networks are faster on the CPU, so `auto` takes CUDA for large ones only."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() and config.batch_size * max(config.hidden) >= 2**18 else "cpu"
     if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
-        raise UsageError(f"--device {name}: this machine or this build of torch has none; use --device cpu")
+        raise UsageError(f"--device {name}: this machine, or this build of torch, has none; use --device cpu")
     return name
 
 
-def test(policy, make_env, episodes):
-    """Test a loaded policy on episodes that neither training nor the choice of the policy saw -> a summary."""
+def test(policy, make_env, episodes, options, **extra):
+    """Test a loaded policy on episodes that neither its training nor its choice saw, and print the result."""
     returns, lengths = evaluate(policy, make_env, range(episodes))
-    return {
-        "policy": policy.meta["path"], "env": policy.meta["env"], "step": policy.meta["step"], "episodes": episodes,
-        "mean": returns.mean(), "std": returns.std(), "min": returns.min(), "max": returns.max(), "length": lengths.mean(),
-    }  # fmt: skip
+    result = {name: policy.meta[name] for name in ("path", "env", "step")} | extra | dict(
+        episodes=episodes, mean=returns.mean(), std=returns.std(), min=returns.min(), max=returns.max(),
+        length=lengths.mean(),
+    )  # fmt: skip
+    print(json.dumps(result) if options.json else
+          "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test episodes "
+          "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})".format(**result))  # fmt: skip
 
 
 def eval_command(options, explicit):
-    """--eval: test a policy in the environment that its file names, if gymnasium itself has it, or in --env."""
-    policy = load(options.eval, pick_device(options.device, Config()))
+    """--eval: test a policy, in the environment that its file names if gymnasium itself brings that, or in --env."""
+    policy = load(options.eval)
     spec = gym.registry.get(policy.meta["env"])
     if "env" not in explicit and not (spec and str(spec.entry_point).startswith("gymnasium.")):
         raise UsageError(f"{policy.meta['path']} is for {policy.meta['env']}, which gymnasium does not bring:\n"
                          "name the environment yourself with --env")  # fmt: skip
-    _, make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"], **explicit}))
-    summary = test(policy, make_env, options.episodes)
-    print(json.dumps(summary) if options.json else
-          "{policy}, trained for {step:,} steps of {env}:\n"
-          "{mean:.1f} ± {std:.1f} over {episodes} test episodes (min {min:.1f}, max {max:.1f}, length {length:.0f})"
-          .format(**summary))  # fmt: skip
+    _, make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | explicit))
+    test(policy, make_env, options.episodes, options)
     return 0
 
 
 def train_command(options, explicit):
     """Train, or --resume, with a live view, until done or stopped by a signal; then test the best policy."""
-    quiet = options.quiet or options.json
     if options.resume:
-        fixed = set(explicit) - {"total_steps", "stop_when_solved"}
-        if fixed:
-            raise UsageError(f"--resume goes on with the run's own configuration: drop {', '.join(sorted(fixed))}")
-        folder, run = options.resume, resume(options.resume, **explicit)
+        if fixed := sorted(set(explicit) - {"total_steps", "stop_when_solved"}):
+            raise UsageError(f"--resume goes on with the run's own configuration: drop {', '.join(fixed)}")
+        folder = Path(options.resume)
+        run = resume(folder, **explicit)
     else:
-        config = Config.preset(**explicit)
-        default = Path("runs", config.env.replace(":", "-").replace("/", "-"), f"{config.algo}-seed{config.seed}")
-        folder = Path(options.out or default)
-        run = Training(config, None, pick_device(options.device, config), options.threads)
-        new_folder(folder, run)
-    c, show, signals = run.config, Display(quiet), []
+        c = Config.preset(**explicit)
+        name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
+        run = Training(c, None, pick_device(options.device, c), options.threads)
+        folder = new_folder(options.out or name, run)
+    c, show, signals = run.config, Display(options.quiet or options.json), []
 
     def on_signal(number, frame):
         if signals:
@@ -834,7 +812,7 @@ def train_command(options, explicit):
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, on_signal)
     show(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
-    show("      step  episodes  steps/s  training return  evaluation")
+    show("      step  episodes  steps/s  last returns  evaluation")
     steps = record(run, folder)
     try:
         for _ in steps:
@@ -850,15 +828,10 @@ def train_command(options, explicit):
         show(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
         return 128 + signals[0]
     seconds = time.perf_counter() - run.started
-    show(f"{'Solved' if run.solved else 'Finished'} after {run.step:,} steps and {seconds:.1f} s; testing the best policy")
-    summary = test(load(folder), run.make_eval_env, TEST_EPISODES) | {"solved": run.solved, "seconds": seconds}
-    print(json.dumps(summary) if options.json else SUMMARY.format(**summary))
+    show(f"{'Solved' if run.solved else 'Done'} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
+    test(load(folder), run.make_eval_env, TEST_EPISODES, options, solved=run.solved, seconds=seconds)
     show(f"To test it again:\n  python ddpg.py --eval {folder}")
     return 0
-
-
-SUMMARY = """{policy}, of step {step:,}:
-{mean:.1f} ± {std:.1f} over {episodes} test episodes (min {min:.1f}, max {max:.1f}, mean length {length:.0f})"""
 
 
 class Display:
@@ -866,30 +839,30 @@ class Display:
 
     def __init__(self, quiet):
         self.quiet, self.live = quiet, sys.stdout.isatty()
-        self.due, self.first, self.score = time.perf_counter(), None, "none yet"
+        self.due, self.first, self.score = 0.0, None, "-"
 
     def __call__(self, text, end="\n"):
         if not self.quiet:
             print(("\r\x1b[K" if self.live else "") + text, end=end, flush=True)
 
     def progress(self, run):
-        row, now = run.evaluation, time.perf_counter()
+        row, now, last = run.evaluation, time.perf_counter(), f"{np.mean(run.returns):.1f}" if run.returns else "-"
         if row:
             self.score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
-            train = "" if row["train_return"] is None else f"{row['train_return']:.1f}"
-            self(f"{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{train:>17}  {self.score}"
-                 f" over {row['eval_episodes']} episodes{', the best yet' * run.is_best}")  # fmt: skip
+            best = ", the best yet" if run.is_best else ""
+            self(f"{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  {self.score}"
+                 f" over {row['eval_episodes']} episodes{best}")  # fmt: skip
         if self.live and now >= self.due:
-            self.due, self.first = now + 0.1, self.first or (run.step, now)
-            speed = (run.step - self.first[0]) / (now - self.first[1] or 1)
-            left = (run.config.total_steps - run.step) / (speed or np.inf)
-            last = f"{np.mean(run.returns):.1f}" if run.returns else "none yet"
-            self(f"{run.step / run.config.total_steps:4.0%}  step {run.step:,}  {speed:,.0f} steps/s  at most {left:,.0f} s left  "
-                 f"last returns {last}  evaluation {self.score}", end="")  # fmt: skip
+            self.due, self.first, total = now + 0.1, self.first or (run.step, now), run.config.total_steps
+            speed = (run.step - self.first[0]) / (now - self.first[1] + 1e-9)
+            left = f"{(total - run.step) / speed:,.0f} s left at most" if speed else ""
+            self(f"{run.step / total:4.0%}  step {run.step:,}  {speed:,.0f} steps/s  last returns {last}"
+                 f"  evaluation {self.score}  {left}", end="")  # fmt: skip
 
 
 def main(argv=None):
     """The command line -> its exit code: 0 finished, 1 failed, 2 refused to start, 130 or 143 stopped by a signal."""
+    gym.logger.min_level = gym.logger.ERROR  # its advice on old versions comes as an error too
     try:
         options, explicit = parse(argv)
         if ":" in explicit.get("env", ""):

@@ -277,8 +277,13 @@ def test_noise_is_one_recurrence_and_starts_each_episode_at_zero():  # trap 8
 
 
 def test_annealing_is_linear_over_the_first_part():
-    run = Training(Config(**SMALL, total_steps=1000, noise_sigma=0.4, noise_sigma_end=0.1, noise_anneal=0.3), Toy())
-    assert [run.sigma(s) for s in (0, 150, 300, 1000)] == pytest.approx([0.4, 0.25, 0.1, 0.1])
+    run = Training(Config(**SMALL, total_steps=1000, updates_per_step=0, noise_sigma=0.4, noise_sigma_end=0.1, noise_anneal=0.3), Toy())
+    sigmas = {}
+    run.noise = lambda sigma: sigmas.update({run.step + 1: sigma}) or 0
+    run.noise.reset = lambda: None
+    for _ in run:
+        pass
+    assert [sigmas[s] for s in (51, 150, 300, 1000)] == pytest.approx([0.349, 0.25, 0.1, 0.1])
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
