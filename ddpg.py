@@ -121,17 +121,17 @@ class Config:
 PRESETS = {
     "Pendulum-v1": dict(
         algo="ddpg", total_steps=10_000, learning_starts=300, batch_size=128, hidden=(64, 64), reward_scale=0.1,
-        actor_lr=2e-3, critic_lr=2e-3, tau=0.02, noise_theta=0.15, noise_sigma=0.15,
+        layer_norm=False, actor_lr=2e-3, critic_lr=2e-3, gamma=0.98, tau=0.03, noise_theta=0.15, noise_sigma=0.15,
         eval_every=250, eval_episodes=20, solved_at=-160.0,
     ),
     "LunarLanderContinuous-v3": dict(
         algo="td3", total_steps=200_000, learning_starts=3_000, batch_size=128, hidden=(128, 128), reward_scale=0.1,
-        actor_lr=1e-3, critic_lr=1e-3, n_step=5, noise_theta=0.15, noise_sigma=0.1,
+        actor_lr=1e-3, critic_lr=1e-3, n_step=5, noise_theta=0.15, noise_sigma=0.2,
         eval_every=5_000, eval_episodes=20, solved_at=250.0,
     ),
     "MountainCarContinuous-v0": dict(
         algo="ddpg", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64), reward_scale=0.1,
-        actor_lr=1e-3, critic_lr=1e-3, tau=0.01, n_step=3, noise_theta=0.15, noise_sigma=0.3,
+        layer_norm=False, actor_lr=1e-3, critic_lr=1e-3, tau=0.01, n_step=3, noise_theta=0.15, noise_sigma=0.3,
         eval_every=1_000, eval_episodes=10, solved_at=90.0,
     ),
     "BipedalWalker-v3": dict(
@@ -289,8 +289,8 @@ class Agent:
         self.actor_optimizer = adam(self.actor, config.actor_lr)
         self.critic_optimizer = adam(self.critic, config.critic_lr)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches and target noise
-        self.updates = 0  # critic updates so far, which set the delayed ones
-        self.actor_loss = torch.zeros((), device=self.device)
+        self.updates = 0  # critic updates so far, which time the delayed ones
+        self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q
 
     @torch.inference_mode()
     def policy(self, obs):
@@ -310,7 +310,6 @@ class Agent:
         """One update of DDPG (arXiv:1509.02971, Algorithm 1) and of TD3 (arXiv:1802.09477, Algorithm 1).
 
         batch: obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1), as ReplayBuffer.sample gives it.
-        Returns critic loss, mean Q and the latest actor loss, as tensors on the device: reading them would wait for it.
         """
         obs, act, rew, next_obs, discount = batch
         self.updates += 1
@@ -331,8 +330,7 @@ class Agent:
             descend(actor_loss, self.actor, self.actor_optimizer)
             self.actor_target.flat.lerp_(self.actor.flat, self.config.tau)
             self.critic_target.flat.lerp_(self.critic.flat, self.config.tau)
-            self.actor_loss = actor_loss.detach()
-        return critic_loss.detach(), q.detach().mean(), self.actor_loss
+            self.metrics.lerp_(torch.stack([critic_loss, actor_loss, q.mean()]).detach(), 0.01)
 
     def save(self, path, **meta):
         """Write the policy, actor and critic, as plain arrays that numpy alone can read, with `meta` as JSON."""
@@ -343,7 +341,7 @@ class Agent:
 
     def tensors(self):
         """Everything that `update` changes, by name, for exact resumption; `updates` and the generator come on top."""
-        tensors = {"actor_loss": self.actor_loss}
+        tensors = {"metrics": self.metrics}
         for name in "actor", "critic":
             network, optimizer = getattr(self, name), getattr(self, f"{name}_optimizer")
             tensors |= {name: network.flat, f"{name}_target": getattr(self, f"{name}_target").flat}
@@ -529,7 +527,7 @@ class Training:
         dims = self.agent.obs_dim, len(self.agent.low)
         self.buffer = ReplayBuffer(config.buffer_size, *dims, config.n_step, config.gamma, device)
         self.noise = Noise(dims[1], config.noise_theta, self.rng)
-        self.losses, self.returns = deque(maxlen=1000), deque(maxlen=10)  # of the latest updates and episodes
+        self.returns = deque(maxlen=10)  # of the latest episodes
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
         self.ended = self.evaluation = None  # what came to an end at this step: rows of episodes.csv and progress.csv
 
@@ -554,7 +552,7 @@ class Training:
             self.step = step
             # Learn
             for _ in range(c.updates_per_step if step > c.learning_starts else 0):
-                self.losses.append(agent.update(buffer.sample(c.batch_size, agent.generator)))
+                agent.update(buffer.sample(c.batch_size, agent.generator))
             self.report()
             yield self
 
@@ -589,14 +587,14 @@ class Training:
         else:
             self.solved = self.solved or self.step
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
-        critic_loss, mean_q, actor_loss = [torch.stack(x).mean().item() for x in zip(*self.losses)] or [None] * 3
+        critic_loss, actor_loss, mean_q = self.agent.metrics.tolist()
         seconds = time.perf_counter() - self.started
         return dict(
             step=self.step, episodes=self.episodes, seconds=seconds, steps_per_s=self.step / seconds,
             train_return=np.mean(self.returns) if self.returns else None,
             eval_episodes=episodes, eval_mean=returns.mean(), eval_std=returns.std(), eval_min=returns.min(),
             eval_max=returns.max(), eval_length=lengths.mean(), critic_loss=critic_loss, actor_loss=actor_loss,
-            mean_q=mean_q and mean_q / c.reward_scale,
+            mean_q=mean_q / c.reward_scale,
         )  # fmt: skip
 
     def state(self):
@@ -604,7 +602,6 @@ class Training:
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions),
-            "losses": np.array([[float(x) for x in losses] for losses in self.losses], np.float32),
         }  # fmt: skip
         return arrays, dict(
             step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
@@ -617,7 +614,6 @@ class Training:
         self.step, self.episodes, self.best, self.solved = (meta[k] for k in ("step", "episodes", "best", "solved"))
         self.started = time.perf_counter() - meta["seconds"]
         self.returns.extend(meta["returns"])
-        self.losses.extend(map(tuple, torch.from_numpy(arrays["losses"])))
         self.rng.bit_generator.state, self.noise.x[:] = meta["rng"], arrays["noise"]
         self.agent.updates, self.buffer.written = meta["updates"], meta["written"]
         self.agent.generator.set_state(torch.from_numpy(arrays["generator"]))
@@ -719,11 +715,6 @@ def resume(folder, env=None, device=None, threads=None, **changes):
 # ---------------------------------------------------------------------------------------------------- command line
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        raise UsageError(f"{message}; --help lists all flags")
-
-
 def parse(argv):
     """The command line -> options, and the fields of Config that it sets. Raises UsageError."""
 
@@ -732,8 +723,12 @@ def parse(argv):
         return " ".join(f"--{name.replace('_', '-')} {value(v)}" for name, v in preset.items())
 
     presets = "\n".join(f"  {env}\n    {spell(preset)}" for env, preset in PRESETS.items())
-    parser = Parser(description=__doc__, epilog=f"presets, overridden by any flag:\n{presets}", allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    def refuse(message):
+        raise UsageError(f"{message}; --help lists all flags")
+
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"presets, overridden by any flag:\n{presets}", allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.error = refuse
     add = parser.add_argument
     add("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
     add("--episodes", type=int, default=TEST_EPISODES, help="how many episodes --eval runs (default 100)")
@@ -751,9 +746,9 @@ def parse(argv):
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        parser.error(f"unknown argument {unknown[0]}" + "".join(f", did you mean {flag}?" for flag in near))
+        refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {flag}?" for flag in near))
     if min(options.episodes, options.threads) < 1:
-        parser.error("--episodes and --threads must be at least 1")
+        refuse("--episodes and --threads must be at least 1")
     return options, {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
 
 
