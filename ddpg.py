@@ -107,7 +107,7 @@ class Config:
             for v in () if low is None or value is None else value if f.type is tuple else (value,):
                 if not isinstance(v, (int, float) if f.type is float else int) or not low <= v <= high:  # nor nan
                     raise UsageError(f"{f.name}: {v!r} is not {'a' if f.type is float else 'a whole'} number "
-                                     f"between {low:g} and {high:g}")  # fmt: skip
+                                     f"between {low:g} and {high:g}")
         if self.learning_starts < self.n_step:
             raise UsageError(f"learning_starts: {self.learning_starts} must be at least n_step, {self.n_step}")
 
@@ -120,26 +120,22 @@ class Config:
 
 PRESETS = {
     "Pendulum-v1": dict(
-        algo="ddpg", total_steps=10_000, learning_starts=300, batch_size=128, hidden=(64, 64), reward_scale=0.1,
-        layer_norm=False, actor_lr=2e-3, critic_lr=2e-3, gamma=0.98, tau=0.03, noise_theta=0.15, noise_sigma=0.15,
-        eval_every=250, eval_episodes=20, solved_at=-160.0,
-    ),
+        algo="ddpg", total_steps=10_000, learning_starts=300, batch_size=128, hidden=(64, 64), layer_norm=False,
+        gamma=0.98, reward_scale=0.1, actor_lr=2e-3, critic_lr=2e-3, tau=0.03, noise_sigma=0.15, noise_theta=0.15,
+        eval_every=250, eval_episodes=20, solved_at=-160.0),
     "LunarLanderContinuous-v3": dict(
-        algo="td3", total_steps=200_000, learning_starts=3_000, batch_size=128, hidden=(128, 128), reward_scale=0.1,
-        actor_lr=1e-3, critic_lr=1e-3, n_step=5, noise_theta=0.15, noise_sigma=0.2,
-        eval_every=5_000, eval_episodes=20, solved_at=250.0,
-    ),
+        algo="td3", total_steps=200_000, learning_starts=3_000, batch_size=128, hidden=(128, 128), n_step=5,
+        reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_theta=0.15,
+        eval_episodes=20, solved_at=250.0),
     "MountainCarContinuous-v0": dict(
-        algo="ddpg", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64), reward_scale=0.1,
-        layer_norm=False, actor_lr=1e-3, critic_lr=1e-3, tau=0.01, n_step=3, noise_theta=0.15, noise_sigma=0.3,
-        eval_every=1_000, eval_episodes=10, solved_at=90.0,
-    ),
+        algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64), layer_norm=False, n_step=3,
+        reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, tau=0.01, noise_sigma=0.5, noise_theta=0.15,
+        eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
-        algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), reward_scale=0.1,
-        actor_lr=1e-3, critic_lr=1e-3, n_step=3, noise_sigma=0.2,
-        eval_every=20_000, eval_episodes=10, solved_at=304.0,
-    ),
-}  # fmt: skip
+        algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
+        reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2,
+        eval_every=20_000, solved_at=304.0),
+}
 
 # ---------------------------------------------------------------------------------------------------- replay
 
@@ -335,7 +331,7 @@ class Agent:
     def save(self, path, **meta):
         """Write the policy, actor and critic, as plain arrays that numpy alone can read, with `meta` as JSON."""
         arrays = {f"{name}.{key}": p.detach().cpu().numpy() for name in ("actor", "critic")
-                  for key, p in getattr(self, name).named_parameters()}  # fmt: skip
+                  for key, p in getattr(self, name).named_parameters()}
         box = dict(obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist())
         write_npz(path, arrays, format=1, **box, config=asdict(self.config), versions=VERSIONS, **meta)
 
@@ -386,7 +382,7 @@ def read_npz(path):
     """Read what write_npz wrote -> (arrays, meta). A stranger's file is data, never code: nothing is unpickled."""
     try:
         if not Path(path).is_file():
-            raise ValueError("no such file")
+            raise ValueError("no such file")  # nor a folder, a pipe or a device
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays, json.loads(str(arrays.pop("meta")))
@@ -394,14 +390,18 @@ def read_npz(path):
         raise UsageError(f"{path} cannot be read: {str(error) or type(error).__name__}") from None
 
 
+def first_of(folder, *names):
+    """The first of these files that the folder has, or would have."""
+    paths = [Path(folder) / name for name in names]
+    return next(filter(Path.exists, paths), paths[0])
+
+
 def load(path, device="cpu"):
-    """A saved policy, or the best one of a run's folder, as an Agent; `agent.meta` tells where it comes from.
+    """A policy file, or the best policy of a run's folder -> an Agent, whose `meta` tells where it comes from.
 
     Raises UsageError if there is none, or if the file is not a sound policy.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = next((path / name for name in ("best.npz", "last.npz") if (path / name).exists()), path / "best.npz")
+    path = first_of(path, "best.npz", "last.npz") if Path(path).is_dir() else path
     arrays, meta = read_npz(path)
     try:
         agent = Agent(meta["obs_dim"], meta["low"], meta["high"], Config(**meta["config"]), device)
@@ -440,7 +440,8 @@ def env_makers(config, env=None):
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), config.max_episode_steps) for make in makers]
         probe = makers[0]()
     except Exception as error:  # whatever importing and making it may raise
-        raise UsageError(f"cannot make {config.env}: {error}" + BOX2D_HINT * ("Box2D" in str(error))) from error
+        hint = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13" * (sys.version_info >= (3, 14))
+        raise UsageError(f"cannot make {config.env}: {error}{hint if 'ox2' in str(error) else ''}") from error
     problem = None
     for name, space in ("observations", probe.observation_space), ("actions", probe.action_space):
         if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
@@ -454,9 +455,6 @@ def env_makers(config, env=None):
     if problem:
         raise UsageError(f"{config.env}: {problem}")
     return makers
-
-
-BOX2D_HINT = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13" * (sys.version_info >= (3, 14))
 
 
 class Episode:
@@ -566,7 +564,7 @@ class Training:
         self.ended, e = None, self.episode
         if e.over:
             self.ended = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
-                          "length": e.length, "terminated": e.terminated}  # fmt: skip
+                          "length": e.length, "terminated": e.terminated}
             self.returns.append(e.ret)
             self.episodes += 1
             if not self.own_env:
@@ -595,19 +593,19 @@ class Training:
             eval_episodes=episodes, eval_mean=returns.mean(), eval_std=returns.std(), eval_min=returns.min(),
             eval_max=returns.max(), eval_length=lengths.mean(), critic_loss=critic_loss, actor_loss=actor_loss,
             mean_q=mean_q / c.reward_scale,
-        )  # fmt: skip
+        )
 
     def state(self):
         """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly."""
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions),
-        }  # fmt: skip
+        }
         return arrays, dict(
             step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
             seconds=time.perf_counter() - self.started, rng=self.rng.bit_generator.state,
             updates=self.agent.updates, written=self.buffer.written,
-        )  # fmt: skip
+        )
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
@@ -648,7 +646,7 @@ def new_folder(folder, run):
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} is in use: go on with it by --resume {folder},\n"
-                         "choose another --seed or --out, or delete it")  # fmt: skip
+                         "choose another --seed or --out, or delete it")
     (folder / "policies").mkdir(parents=True)
     machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
     info = json.dumps(dict(config=asdict(run.config), **machine), indent=1)
@@ -702,8 +700,7 @@ def resume(folder, env=None, device=None, threads=None, **changes):
         info = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError) as error:
         raise UsageError(f"{folder} is not the folder of a run: {error}") from None
-    state = next((folder / n for n in ("state.npz", "state.previous.npz") if (folder / n).exists()), folder / "state.npz")
-    arrays, meta = read_npz(state)
+    arrays, meta = read_npz(first_of(folder, "state.npz", "state.previous.npz"))
     run = Training(Config(**info["config"] | changes), env, device or info["device"], threads or info["threads"])
     run.restore(arrays, meta)
     for name in TABLES:  # rows later than that state will be written again
@@ -718,18 +715,13 @@ def resume(folder, env=None, device=None, threads=None, **changes):
 def parse(argv):
     """The command line -> options, and the fields of Config that it sets. Raises UsageError."""
 
-    def spell(preset):
-        value = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else v  # noqa: E731
-        return " ".join(f"--{name.replace('_', '-')} {value(v)}" for name, v in preset.items())
-
-    presets = "\n".join(f"  {env}\n    {spell(preset)}" for env, preset in PRESETS.items())
     def refuse(message):
         raise UsageError(f"{message}; --help lists all flags")
 
-    parser = argparse.ArgumentParser(description=__doc__, epilog=f"presets, overridden by any flag:\n{presets}", allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.error = refuse
-    add = parser.add_argument
+    presets = (f"  {env}: {', '.join(f'{k} {v}' for k, v in preset.items())}" for env, preset in PRESETS.items())
+    parser = argparse.ArgumentParser(description=__doc__, epilog="\n".join(["presets, which any flag overrides:", *presets]),
+                                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error, add = refuse, parser.add_argument
     add("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
     add("--episodes", type=int, default=TEST_EPISODES, help="how many episodes --eval runs (default 100)")
     add("--resume", metavar="RUN", help="go on with the run in this folder")
@@ -738,9 +730,10 @@ def parse(argv):
     add("--threads", type=int, default=1, help="CPU threads (default 1: more only help large networks)")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
+    kinds = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON"),
+             tuple: dict(nargs="+", type=int, metavar="N")}
     for f in fields(Config):
-        kind = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON"),
-                tuple: dict(nargs="+", type=int, metavar="N")}.get(f.type, dict(type=f.type, metavar=f.type.__name__))  # fmt: skip
+        kind = kinds.get(f.type, dict(type=f.type, metavar=f.type.__name__))
         default = "" if f.default is None else f" (default {f.default})"
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f.metadata["help"] + default, **kind)
     options, unknown = parser.parse_known_args(argv)
@@ -754,23 +747,23 @@ def parse(argv):
 
 def pick_device(name, config):
     """The torch device of --device. Small networks are faster on the CPU, so `auto` takes CUDA for large ones only."""
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() and config.batch_size * max(config.hidden) >= 2**18 else "cpu"
-    if name == "cuda" and not torch.cuda.is_available() or name == "mps" and not torch.backends.mps.is_available():
+        return "cuda" if has["cuda"] and config.batch_size * max(config.hidden) >= 2**18 else "cpu"
+    if not has[name]:
         raise UsageError(f"--device {name}: this machine, or this build of torch, has none; use --device cpu")
     return name
 
 
-def test(policy, make_env, episodes, options, **extra):
+def test(policy, make_env, options, **more):
     """Test a loaded policy on episodes that neither its training nor its choice saw, and print the result."""
-    returns, lengths = evaluate(policy, make_env, range(episodes))
-    result = {name: policy.meta[name] for name in ("path", "env", "step")} | extra | dict(
-        episodes=episodes, mean=returns.mean(), std=returns.std(), min=returns.min(), max=returns.max(),
-        length=lengths.mean(),
-    )  # fmt: skip
+    returns, lengths = evaluate(policy, make_env, range(options.episodes))
+    result = {k: policy.meta[k] for k in ("path", "env", "step")} | more | dict(
+        episodes=len(returns), mean=returns.mean(), std=returns.std(), min=returns.min(), max=returns.max(),
+        length=lengths.mean())
     print(json.dumps(result) if options.json else
           "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test episodes "
-          "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})".format(**result))  # fmt: skip
+          "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})".format(**result))
 
 
 def eval_command(options, explicit):
@@ -779,9 +772,9 @@ def eval_command(options, explicit):
     spec = gym.registry.get(policy.meta["env"])
     if "env" not in explicit and not (spec and str(spec.entry_point).startswith("gymnasium.")):
         raise UsageError(f"{policy.meta['path']} is for {policy.meta['env']}, which gymnasium does not bring:\n"
-                         "name the environment yourself with --env")  # fmt: skip
+                         "name the environment yourself with --env")
     _, make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | explicit))
-    test(policy, make_env, options.episodes, options)
+    test(policy, make_env, options)
     return 0
 
 
@@ -790,14 +783,13 @@ def train_command(options, explicit):
     if options.resume:
         if fixed := sorted(set(explicit) - {"total_steps", "stop_when_solved"}):
             raise UsageError(f"--resume goes on with the run's own configuration: drop {', '.join(fixed)}")
-        folder = Path(options.resume)
-        run = resume(folder, **explicit)
+        folder, run = Path(options.resume), resume(options.resume, **explicit)
     else:
         c = Config.preset(**explicit)
-        name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         run = Training(c, None, pick_device(options.device, c), options.threads)
+        name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name, run)
-    c, show, signals = run.config, Display(options.quiet or options.json), []
+    show, signals, c = Display(options.quiet or options.json), [], run.config
 
     def on_signal(number, frame):
         if signals:
@@ -806,8 +798,8 @@ def train_command(options, explicit):
 
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, on_signal)
-    show(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
-    show("      step  episodes  steps/s  last returns  evaluation")
+    show(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}\n"
+         "      step  episodes  steps/s  last returns  evaluation")
     steps = record(run, folder)
     try:
         for _ in steps:
@@ -824,7 +816,7 @@ def train_command(options, explicit):
         return 128 + signals[0]
     seconds = time.perf_counter() - run.started
     show(f"{'Solved' if run.solved else 'Done'} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
-    test(load(folder), run.make_eval_env, TEST_EPISODES, options, solved=run.solved, seconds=seconds)
+    test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
     show(f"To test it again:\n  python ddpg.py --eval {folder}")
     return 0
 
@@ -833,26 +825,24 @@ class Display:
     """Prints a line per evaluation and, on a terminal, a live status line under them."""
 
     def __init__(self, quiet):
-        self.quiet, self.live = quiet, sys.stdout.isatty()
-        self.due, self.first, self.score = 0.0, None, "-"
+        self.quiet, self.live, self.due, self.first, self.score = quiet, sys.stdout.isatty(), 0.0, None, "-"
 
     def __call__(self, text, end="\n"):
         if not self.quiet:
             print(("\r\x1b[K" if self.live else "") + text, end=end, flush=True)
 
     def progress(self, run):
-        row, now, last = run.evaluation, time.perf_counter(), f"{np.mean(run.returns):.1f}" if run.returns else "-"
+        row, now, total = run.evaluation, time.perf_counter(), run.config.total_steps
+        last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
         if row:
             self.score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
-            best = ", the best yet" if run.is_best else ""
             self(f"{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  {self.score}"
-                 f" over {row['eval_episodes']} episodes{best}")  # fmt: skip
+                 f" over {row['eval_episodes']} episodes{', the best yet' if run.is_best else ''}")
         if self.live and now >= self.due:
-            self.due, self.first, total = now + 0.1, self.first or (run.step, now), run.config.total_steps
+            self.due, self.first = now + 0.1, self.first or (run.step, now)
             speed = (run.step - self.first[0]) / (now - self.first[1] + 1e-9)
-            left = f"{(total - run.step) / speed:,.0f} s left at most" if speed else ""
-            self(f"{run.step / total:4.0%}  step {run.step:,}  {speed:,.0f} steps/s  last returns {last}"
-                 f"  evaluation {self.score}  {left}", end="")  # fmt: skip
+            self(f"{run.step / total:4.0%}  step {run.step:,}  {speed:,.0f} steps/s  last returns {last}  evaluation"
+                 f" {self.score}  at most {(total - run.step) / (speed or 1):,.0f} s left", end="")
 
 
 def main(argv=None):
