@@ -535,7 +535,7 @@ class Training:
         if self.step == 0:
             self.report()
             yield self
-        while self.step < c.total_steps and not (self.solved and c.stop_when_solved):
+        while self.step < c.total_steps and (self.solved is None or not c.stop_when_solved):
             step, obs = self.step + 1, self.episode.obs
             # Act: at random to begin with, then as the actor says plus noise, annealed linearly
             if step <= c.learning_starts:
@@ -583,7 +583,7 @@ class Training:
             if returns.mean() < threshold:
                 break
         else:
-            self.solved = self.solved or self.step
+            self.solved = self.step if self.solved is None else self.solved
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
         critic_loss, actor_loss, mean_q = self.agent.metrics.tolist()
         seconds = time.perf_counter() - self.started
@@ -815,7 +815,7 @@ def train_command(options, explicit):
         show(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
         return 128 + signals[0]
     seconds = time.perf_counter() - run.started
-    show(f"{'Solved' if run.solved else 'Done'} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
+    show(f"{'Done' if run.solved is None else 'Solved'} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
     show(f"To test it again:\n  python ddpg.py --eval {folder}")
     return 0

@@ -67,7 +67,7 @@ def command(*arguments, cwd=None, timeout=60, **kw):
     """Run ddpg.py as a user would."""
     environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "error::SyntaxWarning"}
     return subprocess.run([sys.executable, ROOT / "ddpg.py", *map(str, arguments)], cwd=cwd, timeout=timeout,
-                          capture_output=True, text=True, env=environment, **kw)  # fmt: skip
+                          capture_output=True, text=True, env=environment, **kw)
 
 
 # ------------------------------------------------------------------------------------- the update, against NumPy
@@ -108,8 +108,8 @@ class NumpyAgent:
 
     def __init__(self, agent):
         self.c = agent.config
-        stack = lambda net, i: [(w.detach().double().numpy()[i], b.detach().double().numpy()[i, 0])  # noqa: E731
-                                for w, b in zip(net.net.weights, net.net.biases)]  # fmt: skip
+        stack = lambda net, i: [(w.detach().double().numpy()[i], b.detach().double().numpy()[i, 0])
+                                for w, b in zip(net.net.weights, net.net.biases)]
         self.actor = stack(agent.actor, 0)
         self.critics = [stack(agent.critic, i) for i in range(self.c.n_critics)]
         self.actor_target, self.critic_targets = stack(agent.actor_target, 0), [stack(agent.critic_target, i) for i in range(self.c.n_critics)]
@@ -122,7 +122,7 @@ class NumpyAgent:
         v = [[0.999 * a + 0.001 * g**2 for a, g in zip(pair, gs)] for pair, gs in zip(v, grads)]
         self.moments[name] = m, v, t
         return [tuple(p - lr * (a / (1 - 0.9**t)) / (np.sqrt(b / (1 - 0.999**t)) + 1e-8) for p, a, b in zip(*three))
-                for three in zip(params, m, v)]  # fmt: skip
+                for three in zip(params, m, v)]
 
     def update(self, batch, noise):
         obs, act, rew, next_obs, discount = (x.double().numpy() for x in batch)
@@ -142,9 +142,9 @@ class NumpyAgent:
             mu = np.tanh(numpy_forward(self.actor, obs, False, keep_actor))
             numpy_forward(self.critics[0], np.hstack([obs, mu]), ln, keep_critic)
             _, grad = numpy_backward(self.critics[0], keep_critic, np.full((len(obs), 1), -1 / len(obs)), ln)
-            grads, _ = numpy_backward(self.actor, keep_actor, grad[:, obs.shape[1]:] * (1 - mu**2), False)  # fmt: skip
+            grads, _ = numpy_backward(self.actor, keep_actor, grad[:, obs.shape[1]:] * (1 - mu**2), False)
             self.actor = self.adam("actor", self.actor, grads, c.actor_lr)
-            follow = lambda target, net: [tuple((1 - c.tau) * t + c.tau * p for t, p in zip(*pair)) for pair in zip(target, net)]  # noqa: E731
+            follow = lambda target, net: [tuple((1 - c.tau) * t + c.tau * p for t, p in zip(*pair)) for pair in zip(target, net)]
             self.actor_target = follow(self.actor_target, self.actor)
             self.critic_targets = [follow(t, q) for t, q in zip(self.critic_targets, self.critics)]
 
@@ -152,15 +152,15 @@ class NumpyAgent:
 def random_batch(agent, size=32, seed=0):
     g = torch.Generator().manual_seed(seed)
     n, a = agent.obs_dim, len(agent.low)
-    draw = lambda *shape: torch.randn(*shape, generator=g)  # noqa: E731
+    draw = lambda *shape: torch.randn(*shape, generator=g)
     return draw(size, n), draw(size, a).clamp(-1, 1), draw(size, 1), draw(size, n), torch.rand(size, 1, generator=g).round() * 0.9
 
 
 @pytest.mark.parametrize("n_critics, policy_delay, target_noise, layer_norm",
-                         list(itertools.product((1, 2), (1, 2), (0.0, 0.2), (False, True))))  # fmt: skip
+                         list(itertools.product((1, 2), (1, 2), (0.0, 0.2), (False, True))))
 def test_update_equals_an_independent_numpy_reference(n_critics, policy_delay, target_noise, layer_norm):
     config = Config(n_critics=n_critics, policy_delay=policy_delay, target_noise=target_noise, layer_norm=layer_norm,
-                    hidden=(24, 16), actor_lr=1e-3, critic_lr=2e-3, tau=0.05)  # fmt: skip
+                    hidden=(24, 16), actor_lr=1e-3, critic_lr=2e-3, tau=0.05)
     agent = Agent(5, [-1, -2, 0], [1, 1, 3], config)
     for network in agent.actor, agent.critic:  # start away from the tiny last layer, where gradients would vanish
         network.flat.mul_(3)
@@ -176,7 +176,7 @@ def test_update_equals_an_independent_numpy_reference(n_critics, policy_delay, t
         reference.update(batch, torch.randn(batch[1].shape, generator=twin))
     assert (agent.critic.flat - start).abs().max() > 1e-3
     for ours, theirs in [(agent.actor, [reference.actor]), (agent.actor_target, [reference.actor_target]),
-                         (agent.critic, reference.critics), (agent.critic_target, reference.critic_targets)]:  # fmt: skip
+                         (agent.critic, reference.critics), (agent.critic_target, reference.critic_targets)]:
         for layer in range(3):
             for which, params in enumerate((ours.net.weights, ours.net.biases)):
                 expected = np.stack([net[layer][which] for net in theirs]).reshape(params[layer].shape)
@@ -340,3 +340,429 @@ def test_threads_and_denormals_are_set_before_training():  # traps 14 and 15
     Training(Config(**SMALL, total_steps=1), Toy())
     assert torch.get_num_threads() == 1
     assert (torch.tensor([1e-39]) * 1.0).item() == 0 or not torch.set_flush_denormal(True)
+
+
+# ------------------------------------------------------------------------------------- the agent as others use it
+
+
+def test_three_switches_are_independent_and_algo_is_only_a_preset_of_them():
+    assert Config(algo="ddpg").n_critics == 1 and Config(algo="td3").n_critics == 2
+    config = Config.preset("Pendulum-v1", algo="ddpg", n_critics=2)
+    assert (config.n_critics, config.policy_delay, config.target_noise) == (2, 1, 0)
+    values = {name: Config.preset("Pendulum-v1", algo="td3").__getattribute__(name) for name in ALGOS["td3"]}
+    assert values == ALGOS["td3"]
+    assert Config.preset("Pendulum-v1", tau=0.5).tau == 0.5 != PRESETS["Pendulum-v1"]["tau"]  # explicit > preset
+    assert Config.preset("Unknown-v0") == Config(env="Unknown-v0")
+    for env in PRESETS:
+        Config.preset(env)
+
+
+@pytest.mark.parametrize("bad", [
+    dict(gamma=1.1), dict(actor_lr=float("nan")), dict(critic_lr=0), dict(batch_size=0), dict(hidden=(64, 0)), dict(algo="ppo"),
+    dict(tau=-0.1), dict(total_steps=0), dict(n_step=0), dict(noise_sigma=float("inf")), dict(learning_starts=2, n_step=3),
+    dict(batch_size=1.5), dict(hidden=("64",)), dict(seed=-1), dict(reward_scale=0), dict(buffer_size="many"),
+])
+def test_impossible_values_are_refused_by_name(bad):
+    with pytest.raises(UsageError, match=next(iter(bad))):
+        Config(**bad)
+
+
+def test_each_loss_moves_only_its_own_network():
+    agent = Agent(3, [-1], [1], Config(algo="ddpg", **SMALL))
+    actor, critic, target = (n.flat.clone() for n in (agent.actor, agent.critic, agent.critic_target))
+    agent.critic_optimizer.step = lambda: None
+    agent.update(random_batch(agent))
+    assert torch.equal(critic, agent.critic.flat) and torch.equal(target, agent.critic_target.flat)
+    assert not torch.equal(actor, agent.actor.flat)
+
+
+def test_flat_vector_and_layers_are_the_same_memory():
+    agent = Agent(3, [-1], [1], Config(**SMALL))
+    for network in agent.actor, agent.critic, agent.actor_target, agent.critic_target:
+        assert network.flat.numel() == sum(p.numel() for p in network.parameters())
+        network.flat.fill_(0.5)
+        assert all((p == 0.5).all() for p in network.parameters())
+    agent.actor.flat.zero_()
+    assert (agent.actor_target.flat == 0.5).all()  # the target has memory of its own
+
+
+def test_a_replay_row_holds_what_it_must_and_nothing_else():
+    buffer = ReplayBuffer(10, 3, 2)
+    assert buffer.rows.shape == (10, 3 + 2 + 1 + 3 + 1) and buffer.rows.dtype == torch.float32
+    for i in range(25):
+        buffer.add(np.full(3, i), np.zeros(2), i, np.full(3, i + 1), False, False)
+    assert len(buffer) == 10
+    obs, act, rew, next_obs, discount = buffer.sample(1000, torch.Generator().manual_seed(0))
+    assert [x.shape[1] for x in (obs, act, rew, next_obs, discount)] == [3, 2, 1, 3, 1]
+    assert sorted(rew.unique().tolist()) == list(range(15, 25)) and torch.equal(next_obs, obs + 1)
+
+
+def test_act_takes_one_observation_or_a_batch():
+    agent = Agent(3, [-2, 0], [2, 1], Config(**SMALL))
+    obs = np.random.default_rng(0).normal(size=(7, 3))
+    assert agent.act(obs[0]).shape == (2,) and agent.act(obs).shape == (7, 2) and agent.act(obs).dtype == np.float32
+    np.testing.assert_allclose(agent.act(obs)[3], agent.act(obs[3]), rtol=1e-5)
+
+
+def test_observations_and_actions_of_any_shape_are_flattened():
+    env = Toy(low=-np.ones((2, 2)), high=np.ones((2, 2)), obs=lambda t: np.full((2, 3), 0.1 * t))
+    run = run_for(Config(**SMALL, total_steps=60), env)
+    assert (run.agent.obs_dim, len(run.agent.low)) == (6, 4) and env.received[0].shape == (2, 2)
+
+
+def test_train_takes_an_object_a_maker_or_an_id():
+    env = Toy()
+    config = Config(**SMALL | dict(eval_every=60), total_steps=120, eval_episodes=2)
+    first = train(config, env)
+    assert env.count == 120  # the object itself was trained on, and evaluated in copies
+    assert torch.equal(first.actor.flat, train(config, Toy).actor.flat)
+    assert train(replace(config, env="Pendulum-v1", total_steps=60)).obs_dim == 3
+
+
+def test_a_custom_network_needs_nothing_but_its_shapes(monkeypatch):
+    class MyActor(torch.nn.Module):
+        def __init__(self, obs_dim, act_dim, config, generator):
+            super().__init__()
+            self.body = torch.nn.Sequential(torch.nn.Linear(obs_dim, 20), torch.nn.SiLU(), torch.nn.Linear(20, act_dim))
+
+        def forward(self, obs):
+            return self.body(obs).tanh()
+
+    monkeypatch.setattr(ddpg, "Actor", MyActor)
+    agent = Agent(3, [-1], [1], Config(**SMALL))
+    before = agent.actor.body[0].weight.clone()
+    for _ in range(3):
+        agent.update(random_batch(agent))
+    assert not torch.equal(before, agent.actor.body[0].weight) and agent.act(np.zeros(3)).shape == (1,)
+
+
+def test_evaluation_is_deterministic_and_its_seeds_are_never_trained_on():
+    agent = Agent(3, [-2], [2], Config.preset(**SMALL))
+    make = lambda: gym.make("Pendulum-v1")
+    returns, lengths = evaluate(agent, make, range(5))
+    assert np.array_equal(returns, evaluate(agent, make, range(5))[0]) and (lengths == 200).all()
+    assert len(set(returns)) == 5
+    run = Training(Config(**SMALL, total_steps=500), Toy(2))
+    seeds = [run.ended["seed"] for _ in run if run.ended]
+    assert len(set(seeds)) == 250 and min(seeds) >= ddpg.TRAINING_SEEDS > ddpg.SELECTION_SEEDS + 10**6
+
+
+def test_evaluations_of_different_lengths_keep_their_order():
+    class Countdown(Toy):
+        def reset(self, seed=None, options=None):
+            self.length = 3 + seed % 5
+            return super().reset(seed=seed)
+
+    returns, lengths = evaluate(Agent(2, [-1], [1], Config(**SMALL)), Countdown, [4, 0, 2])
+    assert lengths.tolist() == [7, 3, 5] == returns.tolist()
+
+
+def test_solved_needs_confirmation_by_more_episodes():
+    config = Config(**SMALL | dict(eval_every=20), eval_episodes=5, total_steps=100, solved_at=9.5)
+    lucky = lambda seed: 10 if seed < ddpg.SELECTION_SEEDS + 5 else 4
+
+    class Lucky(Toy):
+        def reset(self, seed=None, options=None):
+            self.length = lucky(seed)
+            return super().reset(seed=seed)
+
+    run = run_for(config, Lucky)
+    assert run.solved is None and run.step == 100 and run.evaluation["eval_episodes"] == 100
+    lucky = lambda seed: 10
+    run = run_for(config, Lucky)
+    assert run.solved == run.step == 0
+    assert run_for(replace(config, stop_when_solved=False), Lucky).step == 100
+
+
+@pytest.mark.parametrize("name, value", [("obs", np.nan), ("obs", np.inf), ("reward", np.nan), ("reward", None)])
+def test_what_cannot_be_learnt_from_is_named_and_not_stored(name, value):
+    class Broken(Toy):
+        def step(self, action):
+            obs, rew, *rest = super().step(action)
+            if self.count < 33:
+                return obs, rew, *rest
+            return (obs * value, rew, *rest) if name == "obs" else (obs, value, *rest)
+
+    run = Training(Config(**SMALL, total_steps=100), Broken())
+    with pytest.raises(ddpg.EnvError, match=r"step 3 of the episode with seed \d+"):
+        for _ in run:
+            pass
+    assert run.step == len(run.buffer) == 32
+
+
+# ------------------------------------------------------------------------------------- determinism and files
+
+QUICK = "--total-steps 700 --learning-starts 200 --eval-every 350 --eval-episodes 3 --hidden 32 32 --batch-size 32".split()
+
+
+def without_times(path):
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    drop = [i for i, name in enumerate(rows[0]) if name in ("seconds", "steps_per_s")]
+    return [[cell for i, cell in enumerate(row) if i not in drop] for row in rows]
+
+
+def same_run(a, b):
+    policies = sorted(p.relative_to(a) for p in a.rglob("*.npz") if "state" not in p.name)
+    assert len(policies) > 10 and policies == sorted(p.relative_to(b) for p in b.rglob("*.npz") if "state" not in p.name)
+    for name in policies:
+        assert (a / name).read_bytes() == (b / name).read_bytes(), name
+    for name in ddpg.TABLES:
+        assert without_times(a / name) == without_times(b / name)
+    return True
+
+
+def test_same_seed_twice_is_byte_identical_and_another_seed_is_not(tmp_path):
+    for name, seed in ("a", 5), ("b", 5), ("c", 6):
+        result = command(*QUICK, "--seed", seed, "--out", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    assert same_run(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a" / "last.npz").read_bytes() != (tmp_path / "c" / "last.npz").read_bytes()
+
+
+@pytest.mark.parametrize("flags", [["--algo", "ddpg"], ["--algo", "td3", "--n-step", "3"]])
+def test_interrupted_and_resumed_is_byte_identical_to_never_interrupted(tmp_path, flags):
+    run = Training(config := Config.preset(algo=flags[1], n_step=len(flags), total_steps=700, learning_starts=200,
+                                           eval_every=350, eval_episodes=3, hidden=(32, 32), batch_size=32))
+    for name, stops in ("whole", ()), ("parts", (90, 333, 334, 555)):  # in warm-up, mid-episode, twice at once
+        run, folder = Training(config), tmp_path / name
+        ddpg.new_folder(folder, run)
+        for stop in [*stops, None]:
+            steps = ddpg.record(run, folder)
+            for _ in steps:
+                if run.step == stop:
+                    break
+            steps.close()
+            if stop:
+                run = ddpg.resume(folder)
+                assert run.step == stop
+    assert same_run(tmp_path / "whole", tmp_path / "parts")
+    whole, parts = (dict(np.load(tmp_path / name / "state.npz")) for name in ("whole", "parts"))
+    assert all(np.array_equal(whole[k], parts[k]) for k in whole if k != "meta") and len(whole) > 15
+
+
+def test_a_finished_run_can_be_extended(tmp_path):
+    train(Config.preset(**SMALL, total_steps=100), out=tmp_path / "run")
+    run = ddpg.resume(tmp_path / "run", total_steps=150)
+    for _ in ddpg.record(run, tmp_path / "run"):
+        pass
+    assert run.step == 150 and load(tmp_path / "run" / "last.npz").meta["step"] == 150
+
+
+def test_run_folder_has_what_the_viewer_and_benchmarks_rely_on(tmp_path):
+    result = command(*QUICK, "--seed", 1, cwd=tmp_path)
+    folder = tmp_path / "runs" / "Pendulum-v1" / "ddpg-seed1"
+    assert result.returncode == 0 and "ddpg.py --eval runs/Pendulum-v1/ddpg-seed1" in result.stdout
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == ["best.npz", "config.json", "episodes.csv", "last.npz", "policies", "progress.csv", "state.npz"]
+    progress = [line.split(",") for line in (folder / "progress.csv").read_text().splitlines()]
+    assert progress[0][:7] == "step episodes seconds steps_per_s train_return eval_episodes eval_mean".split()
+    assert [row[0] for row in progress[1:]] == ["0", "350", "700"]
+    episodes = (folder / "episodes.csv").read_text().splitlines()
+    assert episodes[0] == "step,episode,seed,return,length,terminated" and len(episodes) == 4
+    steps = [load(p).meta["step"] for p in sorted((folder / "policies").iterdir())]
+    assert steps == list(range(0, 701, 14))  # 50 of them after the untrained agent
+    config = json.loads((folder / "config.json").read_text())
+    assert Config(**config["config"]) == Config.preset(
+        seed=1, total_steps=700, learning_starts=200, eval_every=350, eval_episodes=3, hidden=(32, 32), batch_size=32)
+
+
+def test_a_policy_file_is_plain_arrays_and_loads_to_the_same_agent(tmp_path):
+    agent = Agent(3, [-2], [2], Config(**SMALL, algo="td3"))
+    agent.update(random_batch(agent))
+    agent.save(tmp_path / "p.npz", env="Pendulum-v1", step=1, evaluation=None)
+    with np.load(tmp_path / "p.npz", allow_pickle=False) as file:
+        arrays, meta = {k: file[k] for k in file.files if k != "meta"}, json.loads(str(file["meta"]))
+    assert all(a.dtype == np.float32 for a in arrays.values()) and (meta["env"], meta["step"]) == ("Pendulum-v1", 1)
+    loaded, obs = load(tmp_path / "p.npz"), np.random.default_rng(0).normal(size=(9, 3)).astype(np.float32)
+    assert np.array_equal(agent.act(obs), loaded.act(obs)) and torch.equal(agent.critic.flat, loaded.critic.flat)
+    x = obs  # and numpy alone can run it
+    for i in range(3):
+        x = x @ arrays[f"actor.net.weights.{i}"][0] + arrays[f"actor.net.biases.{i}"][0]
+        x = np.maximum(x, 0) if i < 2 else np.tanh(x)
+    low, high = np.array(meta["low"]), np.array(meta["high"])
+    np.testing.assert_allclose(low + (x + 1) / 2 * (high - low), loaded.act(obs), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_not_a_policy_is_refused(tmp_path):
+    agent = Agent(3, [-2], [2], Config(**SMALL))
+    good = tmp_path / "good.npz"
+    agent.save(good, env="Pendulum-v1", step=1)
+    bad = tmp_path / "bad.npz"
+    data = good.read_bytes()
+    for content in b"", b"hello", data[:500], data[: len(data) // 2]:
+        bad.write_bytes(content)
+        with pytest.raises(UsageError):
+            load(bad)
+    agent.actor.flat[0] = np.nan
+    agent.save(bad, env="Pendulum-v1", step=1)
+    with pytest.raises(UsageError, match="finite"):
+        load(bad)
+    np.savez(bad, meta=np.array([print], dtype=object))
+    with pytest.raises(UsageError):
+        load(bad)
+    for missing in tmp_path / "none.npz", tmp_path:
+        with pytest.raises(UsageError, match="no such file"):
+            load(missing)
+
+
+# ------------------------------------------------------------------------------------- the command line
+
+
+@pytest.mark.parametrize("arguments, words", [
+    ("--env Pendlum-v1", "Pendulum"), ("--env Pendulum-v0", "Pendulum-v1"), ("--env LunarLanderContinuous-v2", "LunarLanderContinuous-v3"),
+    ("--env CartPole-v1", "Discrete"), ("--env no_such_module:Env-v0", "no_such_module"), ("--env Nope/Env-v0", "Nope"),
+    ("--gama 0.9", "did you mean --gamma"), ("--se 3", "--se"), ("--seed x", "--seed"), ("--actor-lr nan", "actor_lr"),
+    ("--gamma 2", "gamma"), ("--batch-size 0", "batch_size"), ("--hidden 0", "hidden"), ("--threads 0", "--threads"),
+    ("--env-kwargs {", "--env-kwargs"), ("--env-kwargs {\"no\":1}", "no"), ("--device cuda", "cuda"), ("--algo ppo", "ppo"),
+    ("--eval nowhere", "nowhere"), ("--resume nowhere", "nowhere"), ("--device tpu", "tpu"),
+    ("--env toys:Unbounded-v0", "unbounded"), ("--env toys:Pixels-v0", "images"), ("--env toys:Endless-v0", "--max-episode-steps"),
+    ("--env toys:Dict-v0", "Box"), ("--env toys:Raises-v0", "out of order"),
+])
+def test_bad_input_exits_2_with_a_word_on_what_to_do_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, words):
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "toys", toys := type(sys)("toys"))
+
+    def box(*shape, bound=1.0, dtype=np.float32):
+        return gym.spaces.Box(0 if dtype == np.uint8 else -bound, bound, shape, dtype)
+
+    def toy(obs, act, problem=None):
+        env = Toy()
+        env.observation_space, env.action_space = obs, act
+        if problem:
+            raise RuntimeError(problem)
+        return env
+
+    toys.envs = dict(
+        Unbounded=lambda: toy(box(2), box(1, bound=np.inf)), Pixels=lambda: toy(box(8, 8, 3, bound=255, dtype=np.uint8), box(1)),
+        Endless=lambda: toy(box(2), box(1)), Dict=lambda: toy(gym.spaces.Dict(x=box(1)), box(1)), Raises=lambda: toy(None, None, "out of order"),
+    )
+    for name, make in toys.envs.items():
+        if f"{name}-v0" not in gym.registry:
+            gym.register(f"{name}-v0", make)
+    started = time.perf_counter()
+    assert ddpg.main(arguments.split(" ")) == 2
+    out, err = capsys.readouterr()
+    assert words in err and err.count("\n") <= 3 and "Traceback" not in err and out == ""
+    assert list(tmp_path.iterdir()) == [] and time.perf_counter() - started < 3
+
+
+def test_missing_box2d_is_explained(tmp_path):
+    script = "import sys; sys.modules['Box2D'] = None; import ddpg; sys.exit(ddpg.main(['--env', 'LunarLanderContinuous-v3']))"
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                            capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "gymnasium[box2d]" in result.stderr and result.stderr.count("\n") <= 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_used_folder_is_refused_and_left_alone(tmp_path):
+    train(Config.preset(**SMALL, total_steps=60), out=tmp_path / "run")
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    result = command(*QUICK, "--out", tmp_path / "run")
+    assert result.returncode == 2 and "--resume" in result.stderr
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    result = command("--resume", tmp_path / "run", "--gamma", "0.5")
+    assert result.returncode == 2 and "gamma" in result.stderr
+
+
+def test_the_single_file_trains_evaluates_and_imports_alone(tmp_path):
+    shutil.copy(ROOT / "ddpg.py", tmp_path)
+    run = lambda *arguments: subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert run("ddpg.py", *QUICK, "--quiet").returncode == 0
+    result = run("ddpg.py", "--eval", "runs/Pendulum-v1/ddpg-seed0", "--episodes", "5", "--json")
+    assert json.loads(result.stdout)["episodes"] == 5
+    assert run("-c", "from ddpg import Agent, Config; import sys; assert 'pygame' not in sys.modules").stdout == ""
+
+
+def test_eval_uses_only_environments_that_gymnasium_brings(tmp_path):
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    agent = Agent(3, [-2], [2], Config(**SMALL))
+    agent.save(tmp_path / "p.npz", env="evil:Pendulum-v1", step=1)
+    result = command("--eval", "p.npz", cwd=tmp_path)
+    assert result.returncode == 2 and "--env" in result.stderr and not (tmp_path / "executed").exists()
+    result = command("--eval", "p.npz", "--env", "Pendulum-v1", "--episodes", 2, cwd=tmp_path)
+    assert result.returncode == 0 and "over 2 test episodes" in result.stdout
+
+
+def test_your_own_environment_by_module_and_id(tmp_path):
+    shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
+    result = command("--env", "regulator:Regulator-v0", "--env-kwargs", '{"d": 3}', *QUICK, "--algo", "td3", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert load(tmp_path / "runs" / "regulator-Regulator-v0" / "td3-seed0").obs_dim == 3
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
+    flags = ["--total-steps", 1500, *QUICK[2:], "--stop-when-solved", "--seed", 2]
+    process = subprocess.Popen([sys.executable, ROOT / "ddpg.py", *map(str, flags), "--out", "run"], cwd=tmp_path,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "350" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == code and err == "" and "python ddpg.py --resume run" in out
+    assert 350 <= load(tmp_path / "run" / "last.npz").meta["step"] < 1500
+    result = command("--resume", "run", cwd=tmp_path)
+    assert result.returncode == 0 and "Done after 1,500 steps" in result.stdout
+    assert command(*flags, "--out", "whole", cwd=tmp_path).returncode == 0
+    assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
+    plain = command(*QUICK, "--out", tmp_path / "a").stdout
+    assert "\r" not in plain and "\x1b" not in plain
+    master, slave = pty.openpty()
+    process = subprocess.Popen([sys.executable, ROOT / "ddpg.py", *QUICK, "--out", tmp_path / "b"], stdout=slave, stderr=slave)
+    os.close(slave)
+    text = b""
+    try:
+        while part := os.read(master, 4096):
+            text += part
+    except OSError:  # the other end is closed
+        pass
+    assert process.wait(timeout=60) == 0
+    live = [line for line in text.decode().split("\r\x1b[K") if "steps/s" in line and "% " in line]
+    assert len(live) >= 2 and all(max(map(len, line.splitlines())) < 140 for line in live), live
+    for word in "step", "steps/s", "s left", "last returns", "evaluation":
+        assert word in live[-1]
+    assert command(*QUICK, "--out", tmp_path / "c", "--quiet").stdout.count("\n") == 2
+    assert json.loads(command(*QUICK, "--out", tmp_path / "d", "--json").stdout)["step"] in (0, 350, 700)
+
+
+def test_help_shows_each_flag_and_the_presets():
+    text = command("--help").stdout
+    for f in fields(Config):
+        assert f"--{f.name.replace('_', '-')}" in text and f.metadata["help"].split()[0] in text
+    for env in PRESETS:
+        assert env in text
+
+
+# ------------------------------------------------------------------------------------- learning
+
+
+def test_pendulum_is_solved():
+    run = run_for(Config.preset(seed=3, total_steps=5000))
+    assert run.solved and evaluate(run.agent, run.make_eval_env, range(100))[0].mean() >= -160
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["ddpg", "td3"])
+def test_both_algorithms_solve_pendulum(algo):
+    for seed in range(5):
+        run = run_for(Config.preset(algo=algo, seed=seed))
+        assert run.solved and evaluate(run.agent, run.make_eval_env, range(100))[0].mean() >= -160, seed
+
+
+@pytest.mark.slow
+def test_the_lander_lands():
+    run = run_for(Config.preset("LunarLanderContinuous-v3", seed=1))
+    assert run.solved and evaluate(run.agent, run.make_eval_env, range(100))[0].mean() >= 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_the_car_climbs_the_mountain(seed):
+    run = run_for(Config.preset("MountainCarContinuous-v0", seed=seed))
+    assert run.solved and evaluate(run.agent, run.make_eval_env, range(100))[0].mean() >= 90
