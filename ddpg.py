@@ -190,14 +190,14 @@ class MLP(nn.Module):
     not flat, and first values near 0 (arXiv:1509.02971, section 7).
     """
 
-    def __init__(self, n, sizes, generator, layer_norm=False):
+    def __init__(self, n, sizes, layer_norm=False):
         super().__init__()
         self.layer_norm = layer_norm
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for i, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:])):
             bound = 0.003 if i == len(sizes) - 2 else fan_in**-0.5
             for params, rows in (self.weights, fan_in), (self.biases, 1):
-                params.append(torch.empty(n, rows, fan_out).uniform_(-bound, bound, generator=generator))
+                params.append(torch.empty(n, rows, fan_out).uniform_(-bound, bound))
 
     def forward(self, x):
         x = x.expand(len(self.weights[0]), *x.shape)  # (B, in) -> (n, B, in)
@@ -211,9 +211,9 @@ class MLP(nn.Module):
 class Actor(nn.Module):
     """mu(s): obs (B, obs) -> act (B, act) in [-1, 1]. Yours may look different as long as it keeps these shapes."""
 
-    def __init__(self, obs_dim, act_dim, config, generator):
+    def __init__(self, obs_dim, act_dim, config):
         super().__init__()
-        self.net = MLP(1, [obs_dim, *config.hidden, act_dim], generator)
+        self.net = MLP(1, [obs_dim, *config.hidden, act_dim])
 
     def forward(self, obs):
         return self.net(obs)[0].tanh()
@@ -222,10 +222,10 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1). Yours may look different too."""
 
-    def __init__(self, obs_dim, act_dim, config, generator):
+    def __init__(self, obs_dim, act_dim, config):
         super().__init__()
         # Layer norm replaces the DDPG paper's batch norm: it bounds Q for unseen actions, and has no train and test mode
-        self.net = MLP(config.n_critics, [obs_dim + act_dim, *config.hidden, 1], generator, config.layer_norm)
+        self.net = MLP(config.n_critics, [obs_dim + act_dim, *config.hidden, 1], config.layer_norm)
 
     def forward(self, obs, act):
         return self.net(torch.cat([obs, act], dim=-1))
@@ -277,9 +277,10 @@ class Agent:
     def __init__(self, obs_dim, low, high, config, device="cpu"):
         self.obs_dim, self.config, self.device = obs_dim, config, torch.device(device)
         self.low, self.high = np.asarray(low, np.float32).ravel(), np.asarray(high, np.float32).ravel()
-        init = torch.Generator().manual_seed(config.seed)
-        self.actor = flatten(Actor(obs_dim, len(self.low), config, init).to(self.device))
-        self.critic = flatten(Critic(obs_dim, len(self.low), config, init).to(self.device))
+        with torch.random.fork_rng(devices=[]):  # leaves the caller's random state alone
+            torch.manual_seed(config.seed)
+            self.actor = flatten(Actor(obs_dim, len(self.low), config).to(self.device))
+            self.critic = flatten(Critic(obs_dim, len(self.low), config).to(self.device))
         self.actor_target = flatten(copy.deepcopy(self.actor))
         self.critic_target = flatten(copy.deepcopy(self.critic))
         self.actor_optimizer = adam(self.actor, config.actor_lr)
@@ -292,7 +293,7 @@ class Agent:
     def policy(self, obs):
         """mu(obs) as arrays: obs (obs,) or (B, obs) -> (act,) or (B, act) in [-1, 1]."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
-        return self.actor(obs.view(-1, self.obs_dim)).view(*obs.shape[:-1], -1).cpu().numpy()
+        return self.actor(obs.reshape(-1, self.obs_dim)).view(*obs.shape[:-1], -1).cpu().numpy()
 
     def to_env(self, act):
         """Actions in [-1, 1] -> the environment's units, each dimension by its own bounds; rounding never leaves them."""
@@ -644,10 +645,13 @@ TABLES = "episodes.csv", "progress.csv"
 def new_folder(folder, run):
     """Make the folder of a new run, with its configuration. Raises UsageError rather than mix it with another run."""
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"{folder} is in use: go on with it by --resume {folder},\n"
-                         "choose another --seed or --out, or delete it")
-    (folder / "policies").mkdir(parents=True)
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"{folder} is in use: go on with it by --resume {folder},\n"
+                             "choose another --seed or --out, or delete it")
+        (folder / "policies").mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error}") from None
     machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
     info = json.dumps(dict(config=asdict(run.config), **machine), indent=1)
     write(folder / "config.json", lambda file: file.write(info.encode()))
@@ -774,6 +778,10 @@ def eval_command(options, explicit):
         raise UsageError(f"{policy.meta['path']} is for {policy.meta['env']}, which gymnasium does not bring:\n"
                          "name the environment yourself with --env")
     _, make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | explicit))
+    shapes = [int(np.prod(space.shape)) for env in [make_env()] for space in (env.observation_space, env.action_space)]
+    if shapes != [policy.obs_dim, len(policy.low)]:
+        raise UsageError(f"{policy.meta['path']} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
+                         f"this environment has {shapes[0]} and {shapes[1]}")
     test(policy, make_env, options)
     return 0
 
@@ -850,8 +858,7 @@ def main(argv=None):
     gym.logger.min_level = gym.logger.ERROR  # its advice on old versions comes as an error too
     try:
         options, explicit = parse(argv)
-        if ":" in explicit.get("env", ""):
-            sys.path.append(os.getcwd())  # where the user's module is
+        sys.path.append(os.getcwd())  # where the module of --env module:Id may be
         return (eval_command if options.eval else train_command)(options, explicit)
     except UsageError as error:
         print(f"ddpg.py: {error}", file=sys.stderr)

@@ -421,7 +421,7 @@ def test_train_takes_an_object_a_maker_or_an_id():
 
 def test_a_custom_network_needs_nothing_but_its_shapes(monkeypatch):
     class MyActor(torch.nn.Module):
-        def __init__(self, obs_dim, act_dim, config, generator):
+        def __init__(self, obs_dim, act_dim, config):
             super().__init__()
             self.body = torch.nn.Sequential(torch.nn.Linear(obs_dim, 20), torch.nn.SiLU(), torch.nn.Linear(20, act_dim))
 
@@ -430,6 +430,8 @@ def test_a_custom_network_needs_nothing_but_its_shapes(monkeypatch):
 
     monkeypatch.setattr(ddpg, "Actor", MyActor)
     agent = Agent(3, [-1], [1], Config(**SMALL))
+    torch.manual_seed(1)
+    assert torch.equal(agent.actor.flat, Agent(3, [-1], [1], Config(**SMALL)).actor.flat)  # seeded all the same
     before = agent.actor.body[0].weight.clone()
     for _ in range(3):
         agent.update(random_batch(agent))
@@ -665,6 +667,9 @@ def test_a_used_folder_is_refused_and_left_alone(tmp_path):
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
     result = command("--resume", tmp_path / "run", "--gamma", "0.5")
     assert result.returncode == 2 and "gamma" in result.stderr
+    (tmp_path / "file").write_text("")
+    result = command(*QUICK, "--out", tmp_path / "file" / "run")
+    assert result.returncode == 2 and "cannot write" in result.stderr and result.stderr.count("\n") <= 3
 
 
 def test_the_single_file_trains_evaluates_and_imports_alone(tmp_path):
@@ -684,6 +689,8 @@ def test_eval_uses_only_environments_that_gymnasium_brings(tmp_path):
     assert result.returncode == 2 and "--env" in result.stderr and not (tmp_path / "executed").exists()
     result = command("--eval", "p.npz", "--env", "Pendulum-v1", "--episodes", 2, cwd=tmp_path)
     assert result.returncode == 0 and "over 2 test episodes" in result.stdout
+    result = command("--eval", "p.npz", "--env", "MountainCarContinuous-v0", cwd=tmp_path)
+    assert result.returncode == 2 and "3 observations" in result.stderr
 
 
 def test_your_own_environment_by_module_and_id(tmp_path):
