@@ -661,13 +661,17 @@ def new_folder(folder, run):
 def record(run, folder):
     """Iterate over a Training and keep its folder. However the iteration ends, the state to go on from is saved."""
 
-    def save():
-        run.agent.save(folder / "last.npz", **policy)
+    def save_policy(name):
+        score = run.evaluation and run.evaluation["eval_mean"]
+        run.agent.save(folder / name, env=run.config.env, step=run.step, evaluation=score)
+
+    def save_state():
         arrays, meta = run.state()
+        sizes = {name: (folder / name).stat().st_size for name in TABLES if (folder / name).exists()}
+        write_npz(folder / "state.next.npz", arrays, sizes=sizes, **meta)
         if (folder / "state.npz").exists():
             os.replace(folder / "state.npz", folder / "state.previous.npz")
-        sizes = {name: (folder / name).stat().st_size for name in TABLES if (folder / name).exists()}
-        write_npz(folder / "state.npz", arrays, sizes=sizes, **meta)
+        os.replace(folder / "state.next.npz", folder / "state.npz")
 
     saved, cost, snapshot_every = time.perf_counter(), 0.0, max(1, run.config.total_steps // 50)
     try:
@@ -675,19 +679,19 @@ def record(run, folder):
             for name, row in zip(TABLES, (run.ended, run.evaluation)):
                 if row:
                     add_row(folder / name, row)
-            policy = dict(env=run.config.env, step=run.step, evaluation=run.evaluation and run.evaluation["eval_mean"])
             if run.step % snapshot_every == 0:
-                run.agent.save(folder / "policies" / f"{run.step:012d}.npz", **policy)
+                save_policy(f"policies/{run.step:012d}.npz")
             if run.evaluation:
-                run.agent.save(folder / "last.npz", **policy)
+                save_policy("last.npz")
             if run.evaluation and run.is_best:
-                run.agent.save(folder / "best.npz", **policy)
+                save_policy("best.npz")
             if time.perf_counter() - saved >= max(60, 50 * cost):  # so that saving costs at most 2 % of the time
-                began, _ = time.perf_counter(), save()
+                began, _ = time.perf_counter(), save_state()
                 saved, cost = time.perf_counter(), time.perf_counter() - began
             yield run
     finally:
-        save()
+        save_policy("last.npz")
+        save_state()
 
 
 def add_row(path, row):
