@@ -98,13 +98,17 @@ class Config:
     def __post_init__(self):
         if self.algo not in ALGOS:
             raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
-        switches = {name: value for name, value in ALGOS[self.algo].items() if getattr(self, name) is None}
-        made = {"env_kwargs": dict(self.env_kwargs or {}), "hidden": tuple(self.hidden)}
-        for name, value in (switches | made).items():
+        made = {name: value for name, value in ALGOS[self.algo].items() if getattr(self, name) is None}
+        made |= {"hidden": tuple(self.hidden) if isinstance(self.hidden, list) else self.hidden, "env_kwargs": self.env_kwargs or {}}
+        for name, value in made.items():
             object.__setattr__(self, name, value)
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            for v in () if low is None or value is None else value if f.type is tuple else (value,):
+            if f.type in (str, bool, dict, tuple) and not isinstance(value, f.type):
+                raise UsageError(f"{f.name}: {value!r} is not a {f.type.__name__}")
+            if low is None or value is None:
+                continue
+            for v in value if f.type is tuple else [value]:
                 if not isinstance(v, (int, float) if f.type is float else int) or not low <= v <= high:  # nor nan
                     raise UsageError(f"{f.name}: {v!r} is not {'a' if f.type is float else 'a whole'} number "
                                      f"between {low:g} and {high:g}")
@@ -133,7 +137,7 @@ PRESETS = {
         eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
         algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
-        reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2,
+        reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_sigma_end=0.05, noise_anneal=0.3,
         eval_every=20_000, solved_at=304.0),
 }
 
@@ -277,8 +281,10 @@ class Agent:
     def __init__(self, obs_dim, low, high, config, device="cpu"):
         self.obs_dim, self.config, self.device = obs_dim, config, torch.device(device)
         self.low, self.high = np.asarray(low, np.float32).ravel(), np.asarray(high, np.float32).ravel()
+        if not (self.low <= self.high).all():
+            raise ValueError(f"low {low} is not below high {high}")
         with torch.random.fork_rng(devices=[]):  # leaves the caller's random state alone
-            torch.manual_seed(config.seed)
+            torch.default_generator.manual_seed(config.seed)
             self.actor = flatten(Actor(obs_dim, len(self.low), config).to(self.device))
             self.critic = flatten(Critic(obs_dim, len(self.low), config).to(self.device))
         self.actor_target = flatten(copy.deepcopy(self.actor))
@@ -296,7 +302,7 @@ class Agent:
         return self.actor(obs.reshape(-1, self.obs_dim)).view(*obs.shape[:-1], -1).cpu().numpy()
 
     def to_env(self, act):
-        """Actions in [-1, 1] -> the environment's units, each dimension by its own bounds; rounding never leaves them."""
+        """Actions (.., act) in [-1, 1] -> the environment's units, each dimension by its own bounds, never beyond them."""
         return np.clip(self.low + (act + 1) / 2 * (self.high - self.low), self.low, self.high)
 
     def act(self, obs):
@@ -327,14 +333,16 @@ class Agent:
             descend(actor_loss, self.actor, self.actor_optimizer)
             self.actor_target.flat.lerp_(self.actor.flat, self.config.tau)
             self.critic_target.flat.lerp_(self.critic.flat, self.config.tau)
-            self.metrics.lerp_(torch.stack([critic_loss, actor_loss, q.mean()]).detach(), 0.01)
+            latest = torch.stack([critic_loss, actor_loss, q.mean()]).detach()
+            self.metrics.lerp_(latest, max(0.01, self.config.policy_delay / self.updates))
 
-    def save(self, path, **meta):
-        """Write the policy, actor and critic, as plain arrays that numpy alone can read, with `meta` as JSON."""
+    def save(self, path, env, step, evaluation=None):
+        """Write a policy file, actor and critic, as plain arrays that numpy alone can read and a text of JSON."""
         arrays = {f"{name}.{key}": p.detach().cpu().numpy() for name in ("actor", "critic")
                   for key, p in getattr(self, name).named_parameters()}
         box = dict(obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist())
-        write_npz(path, arrays, format=1, **box, config=asdict(self.config), versions=VERSIONS, **meta)
+        write_npz(path, arrays, format=FORMAT, env=env, step=step, evaluation=evaluation, **box,
+                  config=asdict(self.config), versions=VERSIONS)
 
     def tensors(self):
         """Everything that `update` changes, by name, for exact resumption; `updates` and the generator come on top."""
@@ -362,6 +370,7 @@ def descend(loss, network, optimizer):
 
 # ---------------------------------------------------------------------------------------------------- files
 
+FORMAT = 1  # of policy files
 VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", "numpy")}
 
 
@@ -405,6 +414,8 @@ def load(path, device="cpu"):
     path = first_of(path, "best.npz", "last.npz") if Path(path).is_dir() else path
     arrays, meta = read_npz(path)
     try:
+        if meta["format"] != FORMAT or not isinstance(meta["env"], str) or not isinstance(meta["step"], int):
+            raise ValueError("of another format")
         agent = Agent(meta["obs_dim"], meta["low"], meta["high"], Config(**meta["config"]), device)
         for name, network in ("actor", agent.actor), ("critic", agent.critic):
             for key, p in network.named_parameters():
@@ -412,7 +423,7 @@ def load(path, device="cpu"):
                 if array.shape != p.shape or not np.isfinite(array).all():
                     raise ValueError(f"{name}.{key} does not fit or is not finite")
                 p.data.copy_(torch.from_numpy(array))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"{path} is not a policy file: {error}") from None
     agent.meta = meta | {"path": str(path)}
     return agent
@@ -422,7 +433,7 @@ def load(path, device="cpu"):
 
 
 class EnvError(RuntimeError):
-    """An environment returned something that nothing can be learnt from."""
+    """An environment, or the agent in it, gave a value that nothing can be learnt from."""
 
 
 def env_makers(config, env=None):
@@ -431,35 +442,45 @@ def env_makers(config, env=None):
     env: None for the one that config.env names, a function that makes one, or a gymnasium.Env object: training uses
     the object itself and evaluation copies of it. Raises UsageError for what does not exist or DDPG cannot control.
     """
-    make = env or (lambda: gym.make(config.env, disable_env_checker=True, **config.env_kwargs))
+    limit, hint = config.max_episode_steps or None, ""
+    make = env or (lambda: gym.make(config.env, limit, disable_env_checker=True, **config.env_kwargs))
     makers = [make, make]
     try:
         if isinstance(env, gym.Env):
             pristine = copy.deepcopy(env) if config.eval_every else None
             makers = [lambda: env, lambda: copy.deepcopy(pristine)]
-        if config.max_episode_steps:
-            makers = [lambda make=make: gym.wrappers.TimeLimit(make(), config.max_episode_steps) for make in makers]
+        if env and limit:
+            makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
     except Exception as error:  # whatever importing and making it may raise
-        hint = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13" * (sys.version_info >= (3, 14))
-        raise UsageError(f"cannot make {config.env}: {error}{hint if 'ox2' in str(error) else ''}") from error
+        if "ox2" in str(error) and sys.version_info >= (3, 14):
+            hint = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13"
+        raise UsageError(f"cannot make {config.env}: {error}{hint}") from error
     problem = None
     for name, space in ("observations", probe.observation_space), ("actions", probe.action_space):
         if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
             problem = f"its {name} are {space}, but DDPG is for continuous control: both must be a Box of numbers"
         elif len(space.shape) > 1 and space.dtype == np.uint8:
             problem = f"its {name} are images, which these networks cannot read: wrap it to return features"
-        elif name == "actions" and not np.isfinite([space.low, space.high]).all():
+        elif name == "actions" and not np.issubdtype(space.dtype, np.floating):
+            problem = f"its actions are whole numbers, {space}: DDPG is for continuous control"
+        elif name == "actions" and not (np.float64(space.high) - space.low < np.finfo(np.float32).max).all():
             problem = f"its actions are unbounded, {space}: give them a finite low and high"
-    if not env and not probe.spec.max_episode_steps and not config.max_episode_steps:
+    if env is None and probe.spec.id != config.env.split(":")[-1]:
+        problem = f"name its version: --env {probe.spec.id}"
+    elif env is None and not probe.spec.max_episode_steps:
         problem = problem or "it has no time limit, so an episode might never end: pass --max-episode-steps"
+    elif env and not isinstance(env, gym.Env) and make() is make():
+        problem = "the function that makes it must make a new one each time"
     if problem:
         raise UsageError(f"{config.env}: {problem}")
     return makers
 
 
 class Episode:
-    """One episode of an environment, from `seed`: flattens and checks what the environment returns."""
+    """One episode of an environment, from `seed`: flattens and checks what goes in and out. Raises EnvError."""
+
+    LONGEST = 100_000  # steps, for environments that declare no limit of their own
 
     def __init__(self, env, seed):
         self.env, self.seed, self.space = env, seed, env.action_space
@@ -469,16 +490,22 @@ class Episode:
 
     def step(self, action):
         """action (act,) in the environment's units -> rew, next_obs (obs,), terminated, truncated."""
-        obs, rew, terminated, truncated, _ = self.env.step(action.reshape(self.space.shape).astype(self.space.dtype))
+        action = self.checked("action", action, self.space.dtype, action.size).reshape(self.space.shape)
+        obs, rew, terminated, truncated, _ = self.env.step(np.clip(action, self.space.low, self.space.high))
         self.length += 1
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
         self.terminated, self.over = bool(terminated), bool(terminated or truncated)
+        if self.length == self.LONGEST and not self.over:
+            raise EnvError(f"no end after {self.length:,} steps: set max_episode_steps")
         return rew, self.obs, self.terminated, bool(truncated)
 
     def checked(self, name, value, dtype, size):
-        array = np.array(value, dtype).ravel()  # a copy, since some environments return the same array each time
+        try:
+            array = np.array(value, dtype).ravel()  # a copy, since some environments return the same array each time
+        except (TypeError, ValueError):
+            array = np.array([])
         if array.size != size or not np.isfinite(array).all():
             raise EnvError(f"{name} {value} at step {self.length} of the episode with seed {self.seed}")
         return array
@@ -486,6 +513,8 @@ class Episode:
 
 def evaluate(agent, make_env, seeds):
     """Run one deterministic episode per seed, side by side -> returns (N,), lengths (N,), in the order of `seeds`.
+
+    make_env: a function that makes a new environment each time. Raises EnvError for one that misbehaves.
 
     Nothing random of the agent's is used, so that training is the same with evaluation and without.
     """
@@ -498,6 +527,11 @@ def evaluate(agent, make_env, seeds):
     return np.array([e.ret for e in episodes]), np.array([e.length for e in episodes])
 
 
+def summary(returns, lengths):
+    return dict(episodes=len(returns), mean=returns.mean(), std=returns.std(), min=returns.min(), max=returns.max(),
+                length=lengths.mean())
+
+
 # ---------------------------------------------------------------------------------------------------- training
 
 SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
@@ -508,23 +542,29 @@ CONFIRM_EPISODES = TEST_EPISODES = 100
 class Training:
     """A training run: iterate over it to train. It yields itself, once before the first step and after each step.
 
-    env: None for the environment that config.env names, a function that makes one, or a gymnasium.Env object.
+    env: None for the environment that config.env names, an id, a function that makes one, or a gymnasium.Env object.
     Raises UsageError for an environment that DDPG cannot control, EnvError for one that misbehaves.
     """
 
     def __init__(self, config, env=None, device="cpu", threads=1):
         torch.set_flush_denormal(True)  # numbers too small to matter would make every layer many times slower
         torch.set_num_threads(threads)  # more only help large networks
-        self.own_env = isinstance(env, gym.Env)
-        if self.own_env:
-            config = replace(config, env=env.spec.id if env.spec else type(env).__name__)
-        self.config, (self.make_env, self.make_eval_env) = config, env_makers(config, env)
+        if isinstance(env, str):
+            config, env = replace(config, env=env), None
+        if env:  # what its files will say
+            spec = getattr(env, "spec", None)
+            config = replace(config, env=spec.id if spec else getattr(env, "__name__", type(env).__name__))
+        self.config, self.own_env = config, isinstance(env, gym.Env)
+        self.make_env, self.make_eval_env = env_makers(config, env)
         self.rng = np.random.default_rng(config.seed)
         self.step, self.episodes, self.started = 0, 0, time.perf_counter()
         self.start_episode()
         self.agent = Agent(self.episode.size, self.episode.space.low, self.episode.space.high, config, device)
         dims = self.agent.obs_dim, len(self.agent.low)
-        self.buffer = ReplayBuffer(config.buffer_size, *dims, config.n_step, config.gamma, device)
+        try:
+            self.buffer = ReplayBuffer(config.buffer_size, *dims, config.n_step, config.gamma, device)
+        except RuntimeError as error:  # out of memory
+            raise UsageError(f"buffer_size: {config.buffer_size:,} rows do not fit: {error}") from None
         self.noise = Noise(dims[1], config.noise_theta, self.rng)
         self.returns = deque(maxlen=10)  # of the latest episodes
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
@@ -534,33 +574,37 @@ class Training:
         c, agent, buffer = self.config, self.agent, self.buffer
         sigma_end = c.noise_sigma if c.noise_sigma_end is None else c.noise_sigma_end
         if self.step == 0:
-            self.report()
+            self.finish_step()
             yield self
         while self.step < c.total_steps and (self.solved is None or not c.stop_when_solved):
-            step, obs = self.step + 1, self.episode.obs
+            step = self.step + 1
             # Act: at random to begin with, then as the actor says plus noise, annealed linearly
             if step <= c.learning_starts:
                 act = self.rng.uniform(-1, 1, len(agent.low)).astype(np.float32)
             else:
                 sigma = np.interp(step, [0, c.noise_anneal * c.total_steps], [c.noise_sigma, sigma_end])
-                act = np.clip(agent.policy(obs) + self.noise(sigma), -1, 1).astype(np.float32)
-            # Remember the action just as it was executed
-            rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
-            self.actions.append(act)
-            buffer.add(obs, act, c.reward_scale * rew, next_obs, terminated, truncated)
+                act = np.clip(agent.policy(self.episode.obs) + self.noise(sigma), -1, 1).astype(np.float32)
+            self.interact(act)
             self.step = step
             # Learn
             for _ in range(c.updates_per_step if step > c.learning_starts else 0):
                 agent.update(buffer.sample(c.batch_size, agent.generator))
-            self.report()
+            self.finish_step()
             yield self
+
+    def interact(self, act):
+        """Take a step, and remember the action, (act,) in [-1, 1], just as it was executed."""
+        obs = self.episode.obs
+        rew, next_obs, terminated, truncated = self.episode.step(self.agent.to_env(act))
+        self.actions.append(act)
+        self.buffer.add(obs, act, self.config.reward_scale * rew, next_obs, terminated, truncated)
 
     def start_episode(self):
         """In an environment made afresh, as reset does not undo everything everywhere, from a seed of its own."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []
 
-    def report(self):
+    def finish_step(self):
         """Note what comes to an end at this step: an episode, after which the next starts, and an evaluation period."""
         self.ended, e = None, self.episode
         if e.over:
@@ -572,7 +616,8 @@ class Training:
                 e.env.close()
             self.start_episode()
             self.noise.reset()
-        due = self.config.eval_every and self.step % self.config.eval_every == 0
+        every = self.config.eval_every
+        due = every and (self.step % every == 0 or self.step == self.config.total_steps)
         self.evaluation = self.evaluate() if due else None
 
     def evaluate(self):
@@ -586,14 +631,13 @@ class Training:
         else:
             self.solved = self.step if self.solved is None else self.solved
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
-        critic_loss, actor_loss, mean_q = self.agent.metrics.tolist()
+        metrics = zip(("critic_loss", "actor_loss", "mean_q"), self.agent.metrics.tolist())
         seconds = time.perf_counter() - self.started
         return dict(
             step=self.step, episodes=self.episodes, seconds=seconds, steps_per_s=self.step / seconds,
             train_return=np.mean(self.returns) if self.returns else None,
-            eval_episodes=episodes, eval_mean=returns.mean(), eval_std=returns.std(), eval_min=returns.min(),
-            eval_max=returns.max(), eval_length=lengths.mean(), critic_loss=critic_loss, actor_loss=actor_loss,
-            mean_q=mean_q / c.reward_scale,
+            **{f"eval_{k}": v for k, v in summary(returns, lengths).items()},
+            **{k: v if self.agent.updates else None for k, v in metrics},
         )
 
     def state(self):
@@ -603,7 +647,7 @@ class Training:
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions),
         }
         return arrays, dict(
-            step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
+            config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(), step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
             seconds=time.perf_counter() - self.started, rng=self.rng.bit_generator.state,
             updates=self.agent.updates, written=self.buffer.written,
         )
@@ -618,21 +662,20 @@ class Training:
         self.agent.generator.set_state(torch.from_numpy(arrays["generator"]))
         for name, tensor in self.agent.tensors().items():
             tensor.copy_(torch.from_numpy(arrays[f"agent.{name}"]))
-        self.buffer.rows[: len(self.buffer)] = torch.from_numpy(arrays["rows"])
+        rows = self.buffer.rows[: len(self.buffer)]
+        rows.copy_(torch.from_numpy(arrays["rows"]))
+        self.buffer.written -= max(0, len(arrays["actions"]) - self.config.n_step + 1)  # to be written once more
         self.start_episode()
         for act in arrays["actions"]:
-            obs = self.episode.obs
-            rew, *_ = self.episode.step(self.agent.to_env(act))
-            self.actions.append(act)
-            self.buffer.pending.append((obs, act, self.config.reward_scale * rew))
-            if len(self.buffer.pending) == self.config.n_step:
-                self.buffer.pending.popleft()  # that row was complete
+            self.interact(act)
+        if not np.array_equal(rows.cpu().numpy(), arrays["rows"]):
+            raise UsageError("the environment does not repeat an episode from its seed and actions: it cannot be resumed")
 
 
 def train(config, env=None, out=None, device="cpu", threads=1):
     """Train to the end -> the Agent. env: as in Training; out: a new folder for tables, policies and state."""
     run = Training(config, env, device, threads)
-    for _ in record(run, new_folder(out, run)) if out else run:
+    for _ in record(run, new_folder(out)) if out else run:
         pass
     return run.agent
 
@@ -642,19 +685,16 @@ def train(config, env=None, out=None, device="cpu", threads=1):
 TABLES = "episodes.csv", "progress.csv"
 
 
-def new_folder(folder, run):
-    """Make the folder of a new run, with its configuration. Raises UsageError rather than mix it with another run."""
+def new_folder(folder):
+    """Make the folder of a new run. Raises UsageError rather than mix it with what is there."""
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is in use: go on with it by --resume {folder},\n"
-                             "choose another --seed or --out, or delete it")
+            raise UsageError(f"{folder} is not empty: if it is a run, go on with --resume {folder},\n"
+                             "or choose another --seed or --out")
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error}") from None
-    machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
-    info = json.dumps(dict(config=asdict(run.config), **machine), indent=1)
-    write(folder / "config.json", lambda file: file.write(info.encode()))
     return folder
 
 
@@ -673,7 +713,10 @@ def record(run, folder):
             os.replace(folder / "state.npz", folder / "state.previous.npz")
         os.replace(folder / "state.next.npz", folder / "state.npz")
 
-    saved, cost, snapshot_every = time.perf_counter(), 0.0, max(1, run.config.total_steps // 50)
+    machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
+    info = json.dumps(dict(config=asdict(run.config), **machine), indent=1)
+    write(folder / "config.json", lambda file: file.write(info.encode()))
+    snapshot_every, save_at, between_steps = -(-run.config.total_steps // 50), 0.0, True
     try:
         for _ in run:
             for name, row in zip(TABLES, (run.ended, run.evaluation)):
@@ -685,13 +728,18 @@ def record(run, folder):
                 save_policy("last.npz")
             if run.evaluation and run.is_best:
                 save_policy("best.npz")
-            if time.perf_counter() - saved >= max(60, 50 * cost):  # so that saving costs at most 2 % of the time
-                began, _ = time.perf_counter(), save_state()
-                saved, cost = time.perf_counter(), time.perf_counter() - began
+            if (began := time.perf_counter()) >= save_at:
+                save_state()
+                now = time.perf_counter()
+                save_at = now + max(60, 50 * (now - began))  # so that saving costs at most 2 % of the time
+            between_steps = True
             yield run
+            between_steps = False
+        between_steps = True
     finally:
         save_policy("last.npz")
-        save_state()
+        if between_steps:  # a step that failed half-way cannot be gone on from: the state saved last can
+            save_state()
 
 
 def add_row(path, row):
@@ -704,13 +752,13 @@ def add_row(path, row):
 def resume(folder, env=None, device=None, threads=None, **changes):
     """The Training whose folder this is, as it was when last saved; `changes` are to its Config. Raises UsageError."""
     folder = Path(folder)
-    try:
-        info = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{folder} is not the folder of a run: {error}") from None
     arrays, meta = read_npz(first_of(folder, "state.npz", "state.previous.npz"))
-    run = Training(Config(**info["config"] | changes), env, device or info["device"], threads or info["threads"])
-    run.restore(arrays, meta)
+    try:
+        config = Config(**meta["config"] | changes)
+        run = Training(config, env, device or meta["device"], threads or meta["threads"])
+        run.restore(arrays, meta)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise UsageError(f"{folder} cannot be resumed: {error!r}") from error
     for name in TABLES:  # rows later than that state will be written again
         if (folder / name).exists():
             os.truncate(folder / name, meta["sizes"].get(name, 0))
@@ -730,12 +778,13 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__, epilog="\n".join(["presets, which any flag overrides:", *presets]),
                                      allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error, add = refuse, parser.add_argument
-    add("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
-    add("--episodes", type=int, default=TEST_EPISODES, help="how many episodes --eval runs (default 100)")
-    add("--resume", metavar="RUN", help="go on with the run in this folder")
+    mode = parser.add_mutually_exclusive_group().add_argument
+    mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
+    mode("--resume", metavar="RUN", help="go on with the run in this folder")
+    add("--episodes", type=int, default=TEST_EPISODES, help="how many test episodes to run (default 100)")
     add("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda for large networks")
-    add("--threads", type=int, default=1, help="CPU threads (default 1: more only help large networks)")
+    add("--threads", type=int, choices=range(1, 257), default=1, metavar="N", help="CPU threads (default 1: more only help large networks)")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     kinds = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON"),
@@ -747,10 +796,14 @@ def parse(argv):
     options, unknown = parser.parse_known_args(argv)
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {flag}?" for flag in near))
-    if min(options.episodes, options.threads) < 1:
-        refuse("--episodes and --threads must be at least 1")
-    return options, {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
+        refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {name}?" for name in near))
+    explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
+    allowed = {"env", "env_kwargs", "max_episode_steps"} if options.eval else {"total_steps", "stop_when_solved"}
+    if (options.eval or options.resume) and (fixed := sorted(set(explicit) - allowed) + ["out"] * bool(options.out)):
+        refuse(f"--eval and --resume go with the run's own configuration, without {', '.join(fixed)}")
+    if options.episodes < 1:
+        refuse("--episodes must be at least 1")
+    return options, explicit
 
 
 def pick_device(name, config):
@@ -765,10 +818,8 @@ def pick_device(name, config):
 
 def test(policy, make_env, options, **more):
     """Test a loaded policy on episodes that neither its training nor its choice saw, and print the result."""
-    returns, lengths = evaluate(policy, make_env, range(options.episodes))
-    result = {k: policy.meta[k] for k in ("path", "env", "step")} | more | dict(
-        episodes=len(returns), mean=returns.mean(), std=returns.std(), min=returns.min(), max=returns.max(),
-        length=lengths.mean())
+    result = {k: policy.meta[k] for k in ("path", "env", "step")} | more
+    result |= summary(*evaluate(policy, make_env, range(options.episodes)))
     print(json.dumps(result) if options.json else
           "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test episodes "
           "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})".format(**result))
@@ -782,7 +833,8 @@ def eval_command(options, explicit):
         raise UsageError(f"{policy.meta['path']} is for {policy.meta['env']}, which gymnasium does not bring:\n"
                          "name the environment yourself with --env")
     _, make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | explicit))
-    shapes = [int(np.prod(space.shape)) for env in [make_env()] for space in (env.observation_space, env.action_space)]
+    env = make_env()
+    shapes = [int(np.prod(space.shape)) for space in (env.observation_space, env.action_space)]
     if shapes != [policy.obs_dim, len(policy.low)]:
         raise UsageError(f"{policy.meta['path']} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
                          f"this environment has {shapes[0]} and {shapes[1]}")
@@ -793,14 +845,12 @@ def eval_command(options, explicit):
 def train_command(options, explicit):
     """Train, or --resume, with a live view, until done or stopped by a signal; then test the best policy."""
     if options.resume:
-        if fixed := sorted(set(explicit) - {"total_steps", "stop_when_solved"}):
-            raise UsageError(f"--resume goes on with the run's own configuration: drop {', '.join(fixed)}")
         folder, run = Path(options.resume), resume(options.resume, **explicit)
     else:
         c = Config.preset(**explicit)
         run = Training(c, None, pick_device(options.device, c), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
-        folder = new_folder(options.out or name, run)
+        folder = new_folder(options.out or name)
     show, signals, c = Display(options.quiet or options.json), [], run.config
 
     def on_signal(number, frame):
@@ -819,10 +869,11 @@ def train_command(options, explicit):
             if signals:
                 break
     except EnvError as error:
-        print(f"ddpg.py: the environment returned {error}\nThe agent of step {run.step:,} is saved", file=sys.stderr)
-        return 1
+        raise EnvError(f"{error}\nthe agent of step {run.step:,} is saved in {folder}") from None
     finally:
         steps.close()  # which saves
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, signal.SIG_DFL)
     if signals:
         show(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
         return 128 + signals[0]
@@ -841,6 +892,8 @@ class Display:
 
     def __call__(self, text, end="\n"):
         if not self.quiet:
+            if not end:  # the live line, which must not wrap
+                text = text[: os.get_terminal_size().columns - 1]
             print(("\r\x1b[K" if self.live else "") + text, end=end, flush=True)
 
     def progress(self, run):
@@ -853,8 +906,8 @@ class Display:
         if self.live and now >= self.due:
             self.due, self.first = now + 0.1, self.first or (run.step, now)
             speed = (run.step - self.first[0]) / (now - self.first[1] + 1e-9)
-            self(f"{run.step / total:4.0%}  step {run.step:,}  {speed:,.0f} steps/s  last returns {last}  evaluation"
-                 f" {self.score}  at most {(total - run.step) / (speed or 1):,.0f} s left", end="")
+            self(f"{run.step / total:4.0%}  {speed:,.0f} steps/s  < {(total - run.step) / (speed or 1):,.0f} s left"
+                 f"  last returns {last}  evaluation {self.score}", end="")
 
 
 def main(argv=None):
@@ -864,9 +917,11 @@ def main(argv=None):
         options, explicit = parse(argv)
         sys.path.append(os.getcwd())  # where the module of --env module:Id may be
         return (eval_command if options.eval else train_command)(options, explicit)
-    except UsageError as error:
+    except (UsageError, EnvError) as error:
         print(f"ddpg.py: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, UsageError) else 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

@@ -5,14 +5,17 @@
 """
 
 import csv
+import fcntl
 import itertools
 import json
 import os
 import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -324,8 +327,10 @@ def test_nothing_is_sampled_from_the_action_space():  # trap 11
 
 
 def test_everything_is_float32():  # trap 12
-    env = Toy(obs=lambda t: np.float64([t, 1 / 3]))
+    env = Toy()
+    env.observe = lambda: np.float64([env.t, 1 / 3])
     run = run_for(Config(**SMALL, total_steps=80), env)
+    assert run.episode.obs.dtype == np.float32
     assert all(t.dtype == torch.float32 for t in [run.buffer.rows, *run.agent.tensors().values()])
     assert env.received[-1].dtype == np.float32
 
@@ -368,12 +373,19 @@ def test_impossible_values_are_refused_by_name(bad):
 
 
 def test_each_loss_moves_only_its_own_network():
-    agent = Agent(3, [-1], [1], Config(algo="ddpg", **SMALL))
-    actor, critic, target = (n.flat.clone() for n in (agent.actor, agent.critic, agent.critic_target))
-    agent.critic_optimizer.step = lambda: None
-    agent.update(random_batch(agent))
-    assert torch.equal(critic, agent.critic.flat) and torch.equal(target, agent.critic_target.flat)
-    assert not torch.equal(actor, agent.actor.flat)
+    for frozen, other in ("critic", "actor"), ("actor", "critic"):
+        agent = Agent(3, [-1], [1], Config(algo="ddpg", **SMALL))
+        before = {name: getattr(agent, name).flat.clone() for name in (frozen, other)}
+        getattr(agent, f"{frozen}_optimizer").step = lambda: None
+        agent.update(random_batch(agent))
+        assert torch.equal(before[frozen], getattr(agent, frozen).flat)
+        assert not torch.equal(before[other], getattr(agent, other).flat)
+
+
+def test_making_an_agent_leaves_the_callers_random_state_alone():
+    state = torch.get_rng_state()
+    Agent(3, [-1], [1], Config(**SMALL, seed=5))
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_flat_vector_and_layers_are_the_same_memory():
@@ -416,7 +428,44 @@ def test_train_takes_an_object_a_maker_or_an_id():
     first = train(config, env)
     assert env.count == 120  # the object itself was trained on, and evaluated in copies
     assert torch.equal(first.actor.flat, train(config, Toy).actor.flat)
-    assert train(replace(config, env="Pendulum-v1", total_steps=60)).obs_dim == 3
+    assert train(replace(config, total_steps=60), "Pendulum-v1").obs_dim == 3
+    assert Training(config, env).config.env == "Toy"
+    with pytest.raises(UsageError, match="new one each time"):  # or evaluation would step the environment of the training
+        Training(config, lambda: env)
+
+
+def test_spaces_that_float32_or_tanh_cannot_serve():
+    env = Toy()
+    env.action_space = gym.spaces.Box(-0.1, 0.1, (1,), np.float64)  # float32(0.1) > 0.1
+    env.step = lambda action, step=env.step: (step(action), env.action_space.contains(action) or pytest.fail("outside"))[0]
+    run_for(Config(**SMALL, total_steps=80, noise_sigma=2.0), env)
+    for low, high, dtype, word in (0, 3, np.int64, "whole"), (-3e38, 3e38, np.float32, "unbounded"):
+        env.action_space = gym.spaces.Box(low, high, (1,), dtype)
+        with pytest.raises(UsageError, match=word):
+            Training(Config(**SMALL), env)
+
+
+def test_an_episode_without_end_is_reported(monkeypatch):
+    monkeypatch.setattr(ddpg.Episode, "LONGEST", 100)
+    with pytest.raises(ddpg.EnvError, match="max_episode_steps"):
+        run_for(Config(**SMALL, total_steps=200), Toy(10**6))
+    assert run_for(Config(**SMALL, total_steps=200, max_episode_steps=50), Toy(10**6)).episodes == 4
+
+
+def test_a_time_limit_can_be_shorter_or_longer_than_the_environments_own():
+    for limit in 50, 300:
+        run = run_for(Config(**SMALL | dict(learning_starts=300), total_steps=300, max_episode_steps=limit, env="Pendulum-v1"))
+        assert run.episodes == 300 // limit
+
+
+def test_nothing_but_numbers_reaches_the_environment():
+    env = Toy()
+    run = Training(Config(**SMALL, total_steps=200), env)
+    with pytest.raises(ddpg.EnvError, match="action"):
+        for _ in run:
+            if run.step == 100:
+                run.agent.actor.flat.fill_(np.nan)
+    assert env.count == 100
 
 
 def test_a_custom_network_needs_nothing_but_its_shapes(monkeypatch):
@@ -444,9 +493,24 @@ def test_evaluation_is_deterministic_and_its_seeds_are_never_trained_on():
     returns, lengths = evaluate(agent, make, range(5))
     assert np.array_equal(returns, evaluate(agent, make, range(5))[0]) and (lengths == 200).all()
     assert len(set(returns)) == 5
-    run = Training(Config(**SMALL, total_steps=500), Toy(2))
-    seeds = [run.ended["seed"] for _ in run if run.ended]
-    assert len(set(seeds)) == 250 and min(seeds) >= ddpg.TRAINING_SEEDS > ddpg.SELECTION_SEEDS + 10**6
+
+
+def test_no_episode_serves_two_of_training_selection_and_test(tmp_path, monkeypatch):
+    seeds, toy = [], type(sys)("toys")
+    monkeypatch.setitem(sys.modules, "toys", toy)
+    monkeypatch.chdir(tmp_path)
+
+    class Seeded(Toy):
+        def reset(self, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed)
+
+    gym.register("Seeded-v0", lambda: Seeded(2), max_episode_steps=10)
+    flags = "--total-steps 100 --eval-every 50 --learning-starts 20 --hidden 8 --solved-at 1.5 --no-stop-when-solved --quiet"
+    assert ddpg.main(["--env", "toys:Seeded-v0", *flags.split()]) == 0
+    count = lambda low, high: len({s for s in seeds if low <= s < high})
+    assert count(0, 100) == 100 and count(10**6, 10**6 + 100) == 100 and count(2**31, 2**32) >= 50
+    assert len(set(seeds)) == 200 + count(2**31, 2**32)  # and none besides
 
 
 def test_evaluations_of_different_lengths_keep_their_order():
@@ -476,14 +540,17 @@ def test_solved_needs_confirmation_by_more_episodes():
     assert run_for(replace(config, stop_when_solved=False), Lucky).step == 100
 
 
-@pytest.mark.parametrize("name, value", [("obs", np.nan), ("obs", np.inf), ("reward", np.nan), ("reward", None)])
+@pytest.mark.parametrize("name, value", [("obs", np.nan), ("obs", np.inf), ("reward", np.nan), ("reward", None),
+                                         ("reward", np.ones(2)), ("reward", "bad"), ("shape", None), ("dict", None)])
 def test_what_cannot_be_learnt_from_is_named_and_not_stored(name, value):
     class Broken(Toy):
         def step(self, action):
             obs, rew, *rest = super().step(action)
             if self.count < 33:
                 return obs, rew, *rest
-            return (obs * value, rew, *rest) if name == "obs" else (obs, value, *rest)
+            if name == "reward":
+                return obs, value, *rest
+            return {"obs": lambda: obs * value, "shape": lambda: obs[:1], "dict": lambda: {"x": obs}}[name](), rew, *rest
 
     run = Training(Config(**SMALL, total_steps=100), Broken())
     with pytest.raises(ddpg.EnvError, match=r"step 3 of the episode with seed \d+"):
@@ -521,13 +588,13 @@ def test_same_seed_twice_is_byte_identical_and_another_seed_is_not(tmp_path):
     assert (tmp_path / "a" / "last.npz").read_bytes() != (tmp_path / "c" / "last.npz").read_bytes()
 
 
-@pytest.mark.parametrize("flags", [["--algo", "ddpg"], ["--algo", "td3", "--n-step", "3"]])
-def test_interrupted_and_resumed_is_byte_identical_to_never_interrupted(tmp_path, flags):
-    run = Training(config := Config.preset(algo=flags[1], n_step=len(flags), total_steps=700, learning_starts=200,
-                                           eval_every=350, eval_episodes=3, hidden=(32, 32), batch_size=32))
+@pytest.mark.parametrize("algo, n_step", [("ddpg", 1), ("td3", 3)])
+def test_interrupted_and_resumed_is_byte_identical_to_never_interrupted(tmp_path, algo, n_step):
+    config = Config.preset(algo=algo, n_step=n_step, total_steps=700, learning_starts=200, eval_every=350, eval_episodes=3,
+                           hidden=(32, 32), batch_size=32)
     for name, stops in ("whole", ()), ("parts", (90, 333, 334, 555)):  # in warm-up, mid-episode, twice at once
         run, folder = Training(config), tmp_path / name
-        ddpg.new_folder(folder, run)
+        ddpg.new_folder(folder)
         for stop in [*stops, None]:
             steps = ddpg.record(run, folder)
             for _ in steps:
@@ -542,12 +609,45 @@ def test_interrupted_and_resumed_is_byte_identical_to_never_interrupted(tmp_path
     assert all(np.array_equal(whole[k], parts[k]) for k in whole if k != "meta") and len(whole) > 15
 
 
+def test_killed_long_after_the_last_save_it_goes_on_from_there(tmp_path):
+    config = Config.preset(total_steps=700, learning_starts=200, eval_every=350, eval_episodes=3, hidden=(32, 32), batch_size=32)
+    train(config, out=tmp_path / "whole")
+    run, folder = Training(config), ddpg.new_folder(tmp_path / "killed")
+    for _ in (steps := ddpg.record(run, folder)):
+        if run.step == 300:
+            break
+    steps.close()
+    state = (folder / "state.npz").read_bytes()
+    for _ in (steps := ddpg.record(ddpg.resume(folder), folder)):  # gets to write rows and files, and to its end
+        pass
+    (folder / "state.npz").unlink()  # as if killed between the two steps of its replacement, long after the save at 300
+    (folder / "state.previous.npz").write_bytes(state)
+    run = ddpg.resume(folder)
+    assert run.step == 300
+    for _ in ddpg.record(run, folder):
+        pass
+    assert same_run(tmp_path / "whole", folder)
+
+
+def test_a_step_that_fails_half_way_is_not_saved_as_a_state(tmp_path):
+    def make(length=10**6):
+        env = Toy()
+        env.step = lambda action, step=env.step: step(action) if env.count < length else 1 / 0
+        return env
+
+    run, folder = Training(Config(**SMALL, total_steps=200), lambda: make(7)), ddpg.new_folder(tmp_path / "run")
+    with pytest.raises(ZeroDivisionError):
+        for _ in ddpg.record(run, folder):
+            pass
+    assert load(folder).meta["step"] == 7 and ddpg.resume(folder, make).step == 0
+
+
 def test_a_finished_run_can_be_extended(tmp_path):
     train(Config.preset(**SMALL, total_steps=100), out=tmp_path / "run")
     run = ddpg.resume(tmp_path / "run", total_steps=150)
     for _ in ddpg.record(run, tmp_path / "run"):
         pass
-    assert run.step == 150 and load(tmp_path / "run" / "last.npz").meta["step"] == 150
+    assert run.step == 150 and ddpg.resume(tmp_path / "run").config.total_steps == 150 and load(tmp_path / "run" / "last.npz").meta["step"] == 150
 
 
 def test_run_folder_has_what_the_viewer_and_benchmarks_rely_on(tmp_path):
@@ -555,7 +655,8 @@ def test_run_folder_has_what_the_viewer_and_benchmarks_rely_on(tmp_path):
     folder = tmp_path / "runs" / "Pendulum-v1" / "ddpg-seed1"
     assert result.returncode == 0 and "ddpg.py --eval runs/Pendulum-v1/ddpg-seed1" in result.stdout
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["best.npz", "config.json", "episodes.csv", "last.npz", "policies", "progress.csv", "state.npz"]
+    assert names == ["best.npz", "config.json", "episodes.csv", "last.npz", "policies", "progress.csv",
+                     "state.npz", "state.previous.npz"]
     progress = [line.split(",") for line in (folder / "progress.csv").read_text().splitlines()]
     assert progress[0][:7] == "step episodes seconds steps_per_s train_return eval_episodes eval_mean".split()
     assert [row[0] for row in progress[1:]] == ["0", "350", "700"]
@@ -599,9 +700,20 @@ def test_what_is_not_a_policy_is_refused(tmp_path):
     agent.save(bad, env="Pendulum-v1", step=1)
     with pytest.raises(UsageError, match="finite"):
         load(bad)
-    np.savez(bad, meta=np.array([print], dtype=object))
+
+    class Evil:
+        def __reduce__(self):
+            return open, (str(tmp_path / "executed"), "w")
+
+    np.savez(bad, meta=np.array([Evil()], dtype=object))
     with pytest.raises(UsageError):
         load(bad)
+    assert not (tmp_path / "executed").exists()
+    arrays = dict(np.load(good))
+    for change in dict(format=99), dict(env=["x"]), dict(step="x"), dict(obs_dim=-1), dict(obs_dim=4), dict(config={"x": 1}), dict(low=None):
+        np.savez(bad, **arrays | {"meta": np.array(json.dumps(json.loads(str(arrays["meta"])) | change))})
+        with pytest.raises(UsageError):
+            load(bad)
     for missing in tmp_path / "none.npz", tmp_path:
         with pytest.raises(UsageError, match="no such file"):
             load(missing)
@@ -615,7 +727,9 @@ def test_what_is_not_a_policy_is_refused(tmp_path):
     ("--env CartPole-v1", "Discrete"), ("--env no_such_module:Env-v0", "no_such_module"), ("--env Nope/Env-v0", "Nope"),
     ("--gama 0.9", "did you mean --gamma"), ("--se 3", "--se"), ("--seed x", "--seed"), ("--actor-lr nan", "actor_lr"),
     ("--gamma 2", "gamma"), ("--batch-size 0", "batch_size"), ("--hidden 0", "hidden"), ("--threads 0", "--threads"),
-    ("--env-kwargs {", "--env-kwargs"), ("--env-kwargs {\"no\":1}", "no"), ("--device cuda", "cuda"), ("--algo ppo", "ppo"),
+    ("--env-kwargs {", "--env-kwargs"), ("--env-kwargs {\"nokey\":1}", "nokey"), ("--env-kwargs [1]", "env_kwargs"),
+    ("--env Pendulum", "Pendulum-v1"), ("--eval a --resume b", "--eval"), ("--eval a --gamma 0.5", "gamma"), ("--episodes 0", "--episodes"),
+    ("--buffer-size 1000000000", "buffer_size"), ("--device cuda", "cuda"), ("--algo ppo", "ppo"),
     ("--eval nowhere", "nowhere"), ("--resume nowhere", "nowhere"), ("--device tpu", "tpu"),
     ("--env toys:Unbounded-v0", "unbounded"), ("--env toys:Pixels-v0", "images"), ("--env toys:Endless-v0", "--max-episode-steps"),
     ("--env toys:Dict-v0", "Box"), ("--env toys:Raises-v0", "out of order"),
@@ -721,6 +835,7 @@ def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
     plain = command(*QUICK, "--out", tmp_path / "a").stdout
     assert "\r" not in plain and "\x1b" not in plain
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen([sys.executable, ROOT / "ddpg.py", *QUICK, "--out", tmp_path / "b"], stdout=slave, stderr=slave)
     os.close(slave)
     text = b""
@@ -731,8 +846,8 @@ def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
         pass
     assert process.wait(timeout=60) == 0
     live = [line for line in text.decode().split("\r\x1b[K") if "steps/s" in line and "% " in line]
-    assert len(live) >= 2 and all(max(map(len, line.splitlines())) < 140 for line in live), live
-    for word in "step", "steps/s", "s left", "last returns", "evaluation":
+    assert len(live) >= 2 and all(len(line.splitlines()[0]) < 80 for line in live), live
+    for word in "step", "steps/s", "s left", "returns", "evaluation":
         assert word in live[-1]
     assert command(*QUICK, "--out", tmp_path / "c", "--quiet").stdout.count("\n") == 2
     assert json.loads(command(*QUICK, "--out", tmp_path / "d", "--json").stdout)["step"] in (0, 350, 700)
