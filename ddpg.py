@@ -36,6 +36,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import get_args, get_origin
 
 import gymnasium as gym
 import numpy as np
@@ -77,7 +78,8 @@ class Config:
     gamma: float = flag(0.99, "discount of the future, per step", 0, 1)
     n_step: int = flag(1, "rewards summed before the target bootstraps", 1, 1_000)
     reward_scale: float = flag(1.0, "factor on rewards as the critic sees them", 1e-9, 1e9)
-    hidden: tuple = flag((256, 256), "widths of the hidden layers, of actor and critic alike", 1, 16_384)
+    hidden: tuple[int, ...] = flag((256, 256), "widths of the hidden layers, of actor and critic alike", 1, 16_384)
+    obs_scale: tuple[float, ...] = flag((), "typical size of each observation, where far from 1", 1e-9, 1e9)
     layer_norm: bool = flag(True, "normalise the critic's hidden layers")
     actor_lr: float = flag(3e-4, "Adam's learning rate for the actor", 1e-9, 1)
     critic_lr: float = flag(3e-4, "Adam's learning rate for the critic", 1e-9, 1)
@@ -99,18 +101,20 @@ class Config:
         if self.algo not in ALGOS:
             raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
         made = {name: value for name, value in ALGOS[self.algo].items() if getattr(self, name) is None}
-        made |= {"hidden": tuple(self.hidden) if isinstance(self.hidden, list) else self.hidden, "env_kwargs": self.env_kwargs or {}}
+        made["env_kwargs"] = self.env_kwargs or {}
+        for name in "hidden", "obs_scale":
+            value = getattr(self, name)
+            made[name] = tuple(value) if isinstance(value, list) else value  # as JSON has it
         for name, value in made.items():
             object.__setattr__(self, name, value)
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            if f.type in (str, bool, dict, tuple) and not isinstance(value, f.type):
-                raise UsageError(f"{f.name}: {value!r} is not a {f.type.__name__}")
-            if low is None or value is None:
-                continue
-            for v in value if f.type is tuple else [value]:
-                if not isinstance(v, (int, float) if f.type is float else int) or not low <= v <= high:  # nor nan
-                    raise UsageError(f"{f.name}: {v!r} is not {'a' if f.type is float else 'a whole'} number "
+            whole, item = get_origin(f.type) or f.type, (get_args(f.type) or [f.type])[0]
+            if whole in (str, bool, dict, tuple) and not isinstance(value, whole):
+                raise UsageError(f"{f.name}: {value!r} is not a {whole.__name__}")
+            for v in value if whole is tuple else () if low is None or value is None else [value]:
+                if not isinstance(v, (int, float) if item is float else int) or not low <= v <= high:  # nor nan
+                    raise UsageError(f"{f.name}: {v!r} is not {'a' if item is float else 'a whole'} number "
                                      f"between {low:g} and {high:g}")
         if self.learning_starts < self.n_step:
             raise UsageError(f"learning_starts: {self.learning_starts} must be at least n_step, {self.n_step}")
@@ -132,8 +136,8 @@ PRESETS = {
         reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_theta=0.15,
         eval_episodes=20, solved_at=250.0),
     "MountainCarContinuous-v0": dict(
-        algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64), layer_norm=False, n_step=3,
-        reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, tau=0.01, noise_sigma=0.5, noise_theta=0.15,
+        algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64), layer_norm=False,
+        obs_scale=(0.5, 0.03), n_step=3, reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, tau=0.01, noise_sigma=0.5, noise_theta=0.15,
         eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
         algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
@@ -191,10 +195,11 @@ class MLP(nn.Module):
     """`n` multilayer perceptrons side by side, (B, in) -> (n, B, out): one batched product per layer.
 
     Weights start uniform in +-1/sqrt(inputs), and in +-0.003 in the last layer: first actions near 0, where tanh is
-    not flat, and first values near 0 (arXiv:1509.02971, section 7).
+    not flat, and first values near 0 (arXiv:1509.02971, section 7). Those of inputs that are typically of another
+    size than 1 are divided by it, `scale`: a velocity of 0.07 would go unnoticed for most of a training.
     """
 
-    def __init__(self, n, sizes, layer_norm=False):
+    def __init__(self, n, sizes, scale=(), layer_norm=False):
         super().__init__()
         self.layer_norm = layer_norm
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
@@ -202,6 +207,7 @@ class MLP(nn.Module):
             bound = 0.003 if i == len(sizes) - 2 else fan_in**-0.5
             for params, rows in (self.weights, fan_in), (self.biases, 1):
                 params.append(torch.empty(n, rows, fan_out).uniform_(-bound, bound))
+        self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
 
     def forward(self, x):
         x = x.expand(len(self.weights[0]), *x.shape)  # (B, in) -> (n, B, in)
@@ -217,7 +223,7 @@ class Actor(nn.Module):
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
-        self.net = MLP(1, [obs_dim, *config.hidden, act_dim])
+        self.net = MLP(1, [obs_dim, *config.hidden, act_dim], config.obs_scale)
 
     def forward(self, obs):
         return self.net(obs)[0].tanh()
@@ -228,8 +234,9 @@ class Critic(nn.Module):
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
-        # Layer norm replaces the DDPG paper's batch norm: it bounds Q for unseen actions, and has no train and test mode
-        self.net = MLP(config.n_critics, [obs_dim + act_dim, *config.hidden, 1], config.layer_norm)
+        # Layer norm replaces the DDPG paper's batch norm: it tames Q for unseen actions and has no train and test mode
+        sizes = [obs_dim + act_dim, *config.hidden, 1]
+        self.net = MLP(config.n_critics, sizes, config.obs_scale, config.layer_norm)
 
     def forward(self, obs, act):
         return self.net(torch.cat([obs, act], dim=-1))
@@ -281,6 +288,8 @@ class Agent:
     def __init__(self, obs_dim, low, high, config, device="cpu"):
         self.obs_dim, self.config, self.device = obs_dim, config, torch.device(device)
         self.low, self.high = np.asarray(low, np.float32).ravel(), np.asarray(high, np.float32).ravel()
+        if len(config.obs_scale) not in (0, obs_dim):
+            raise UsageError(f"obs_scale: {len(config.obs_scale)} sizes for {obs_dim} observations")
         if not (self.low <= self.high).all():
             raise ValueError(f"low {low} is not below high {high}")
         with torch.random.fork_rng(devices=[]):  # leaves the caller's random state alone
@@ -302,7 +311,7 @@ class Agent:
         return self.actor(obs.reshape(-1, self.obs_dim)).view(*obs.shape[:-1], -1).cpu().numpy()
 
     def to_env(self, act):
-        """Actions (.., act) in [-1, 1] -> the environment's units, each dimension by its own bounds, never beyond them."""
+        """Actions (.., act) in [-1, 1] -> the environment's units, each dimension by its own bounds."""
         return np.clip(self.low + (act + 1) / 2 * (self.high - self.low), self.low, self.high)
 
     def act(self, obs):
@@ -312,7 +321,7 @@ class Agent:
     def update(self, batch):
         """One update of DDPG (arXiv:1509.02971, Algorithm 1) and of TD3 (arXiv:1802.09477, Algorithm 1).
 
-        batch: obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1), as ReplayBuffer.sample gives it.
+        batch: obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1), from ReplayBuffer.sample.
         """
         obs, act, rew, next_obs, discount = batch
         self.updates += 1
@@ -578,7 +587,7 @@ class Training:
             yield self
         while self.step < c.total_steps and (self.solved is None or not c.stop_when_solved):
             step = self.step + 1
-            # Act: at random to begin with, then as the actor says plus noise, annealed linearly
+            # Act and remember: at random to begin with, then as the actor says plus noise, annealed linearly
             if step <= c.learning_starts:
                 act = self.rng.uniform(-1, 1, len(agent.low)).astype(np.float32)
             else:
@@ -622,35 +631,32 @@ class Training:
 
     def evaluate(self):
         """Evaluate the policy -> a row of progress.csv. What looks solved must be confirmed by more episodes."""
-        c, threshold = self.config, np.inf if self.config.solved_at is None else self.config.solved_at
-        for episodes in c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes):
-            seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + episodes)
+        c = self.config
+        seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + max(CONFIRM_EPISODES, c.eval_episodes))
+        returns, lengths = evaluate(self.agent, self.make_eval_env, seeds[: c.eval_episodes])
+        if c.solved_at is not None and returns.mean() >= c.solved_at:
             returns, lengths = evaluate(self.agent, self.make_eval_env, seeds)
-            if returns.mean() < threshold:
-                break
-        else:
-            self.solved = self.step if self.solved is None else self.solved
+            if returns.mean() >= c.solved_at and self.solved is None:
+                self.solved = self.step
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
-        metrics = zip(("critic_loss", "actor_loss", "mean_q"), self.agent.metrics.tolist())
+        critic_loss, actor_loss, mean_q = self.agent.metrics.tolist() if self.agent.updates else [np.nan] * 3
         seconds = time.perf_counter() - self.started
         return dict(
             step=self.step, episodes=self.episodes, seconds=seconds, steps_per_s=self.step / seconds,
-            train_return=np.mean(self.returns) if self.returns else None,
+            train_return=np.mean(self.returns) if self.returns else np.nan,
             **{f"eval_{k}": v for k, v in summary(returns, lengths).items()},
-            **{k: v if self.agent.updates else None for k, v in metrics},
-        )
+            critic_loss=critic_loss, actor_loss=actor_loss, mean_q=mean_q / c.reward_scale)
 
     def state(self):
         """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly."""
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
-            "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions),
-        }
+            "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions)}
         return arrays, dict(
-            config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(), step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
+            config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(),
+            step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
             seconds=time.perf_counter() - self.started, rng=self.rng.bit_generator.state,
-            updates=self.agent.updates, written=self.buffer.written,
-        )
+            updates=self.agent.updates, written=self.buffer.written)
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
@@ -669,7 +675,7 @@ class Training:
         for act in arrays["actions"]:
             self.interact(act)
         if not np.array_equal(rows.cpu().numpy(), arrays["rows"]):
-            raise UsageError("the environment does not repeat an episode from its seed and actions: it cannot be resumed")
+            raise UsageError("the environment did not repeat an episode from its seed and actions, so it cannot go on")
 
 
 def train(config, env=None, out=None, device="cpu", threads=1):
@@ -743,7 +749,7 @@ def record(run, folder):
 
 
 def add_row(path, row):
-    cells = [f"{v:.6g}" if isinstance(v, float) else "" if v is None else str(v) for v in row.values()]
+    cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
     header = "" if path.exists() else ",".join(row) + "\n"
     with open(path, "a") as file:
         file.write(header + ",".join(cells) + "\n")
@@ -775,8 +781,9 @@ def parse(argv):
         raise UsageError(f"{message}; --help lists all flags")
 
     presets = (f"  {env}: {', '.join(f'{k} {v}' for k, v in preset.items())}" for env, preset in PRESETS.items())
-    parser = argparse.ArgumentParser(description=__doc__, epilog="\n".join(["presets, which any flag overrides:", *presets]),
-                                     allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    epilog = "\n".join(["presets, which any flag overrides:", *presets])
+    parser = argparse.ArgumentParser(description=__doc__, epilog=epilog, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error, add = refuse, parser.add_argument
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
@@ -784,13 +791,14 @@ def parse(argv):
     add("--episodes", type=int, default=TEST_EPISODES, help="how many test episodes to run (default 100)")
     add("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda for large networks")
-    add("--threads", type=int, choices=range(1, 257), default=1, metavar="N", help="CPU threads (default 1: more only help large networks)")
+    add("--threads", type=int, choices=range(1, 257), default=1, metavar="N", help="CPU threads (default 1)")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
-    kinds = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON"),
-             tuple: dict(nargs="+", type=int, metavar="N")}
     for f in fields(Config):
-        kind = kinds.get(f.type, dict(type=f.type, metavar=f.type.__name__))
+        kind = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON")}.get(f.type)
+        if get_origin(f.type) is tuple:
+            kind = dict(nargs="+", type=get_args(f.type)[0], metavar="N")
+        kind = kind or dict(type=f.type, metavar=f.type.__name__)
         default = "" if f.default is None else f" (default {f.default})"
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f.metadata["help"] + default, **kind)
     options, unknown = parser.parse_known_args(argv)
@@ -816,7 +824,7 @@ def pick_device(name, config):
     return name
 
 
-def test(policy, make_env, options, **more):
+def print_test(policy, make_env, options, **more):
     """Test a loaded policy on episodes that neither its training nor its choice saw, and print the result."""
     result = {k: policy.meta[k] for k in ("path", "env", "step")} | more
     result |= summary(*evaluate(policy, make_env, range(options.episodes)))
@@ -838,7 +846,7 @@ def eval_command(options, explicit):
     if shapes != [policy.obs_dim, len(policy.low)]:
         raise UsageError(f"{policy.meta['path']} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
                          f"this environment has {shapes[0]} and {shapes[1]}")
-    test(policy, make_env, options)
+    print_test(policy, make_env, options)
     return 0
 
 
@@ -851,7 +859,7 @@ def train_command(options, explicit):
         run = Training(c, None, pick_device(options.device, c), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
-    show, signals, c = Display(options.quiet or options.json), [], run.config
+    c, quiet, signals = run.config, options.quiet or options.json, []
 
     def on_signal(number, frame):
         if signals:
@@ -860,12 +868,12 @@ def train_command(options, explicit):
 
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, on_signal)
-    show(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}\n"
-         "      step  episodes  steps/s  last returns  evaluation")
+    say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
+    say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}\n"
+        "      step  episodes  steps/s  last returns  evaluation")
     steps = record(run, folder)
     try:
-        for _ in steps:
-            show.progress(run)
+        for _ in steps if quiet else watch(steps):
             if signals:
                 break
     except EnvError as error:
@@ -875,39 +883,34 @@ def train_command(options, explicit):
         for number in signal.SIGINT, signal.SIGTERM:
             signal.signal(number, signal.SIG_DFL)
     if signals:
-        show(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
+        say(f"\nStopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
         return 128 + signals[0]
     seconds = time.perf_counter() - run.started
-    show(f"{'Done' if run.solved is None else 'Solved'} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
-    test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
-    show(f"To test it again:\n  python ddpg.py --eval {folder}")
+    how = "Done" if run.solved is None else "Solved"
+    say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
+    print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
+    say(f"To test it again:\n  python ddpg.py --eval {folder}")
     return 0
 
 
-class Display:
-    """Prints a line per evaluation and, on a terminal, a live status line under them."""
-
-    def __init__(self, quiet):
-        self.quiet, self.live, self.due, self.first, self.score = quiet, sys.stdout.isatty(), 0.0, None, "-"
-
-    def __call__(self, text, end="\n"):
-        if not self.quiet:
-            if not end:  # the live line, which must not wrap
-                text = text[: os.get_terminal_size().columns - 1]
-            print(("\r\x1b[K" if self.live else "") + text, end=end, flush=True)
-
-    def progress(self, run):
-        row, now, total = run.evaluation, time.perf_counter(), run.config.total_steps
+def watch(steps):
+    """Pass the steps of a training on, with a line per evaluation and, on a terminal, a live status line under them."""
+    live, due, first, score = "\r\x1b[K" if sys.stdout.isatty() else "", 0.0, None, "-"
+    for run in steps:
+        now, total, row = time.perf_counter(), run.config.total_steps, run.evaluation
         last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
         if row:
-            self.score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
-            self(f"{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  {self.score}"
-                 f" over {row['eval_episodes']} episodes{', the best yet' if run.is_best else ''}")
-        if self.live and now >= self.due:
-            self.due, self.first = now + 0.1, self.first or (run.step, now)
-            speed = (run.step - self.first[0]) / (now - self.first[1] + 1e-9)
-            self(f"{run.step / total:4.0%}  {speed:,.0f} steps/s  < {(total - run.step) / (speed or 1):,.0f} s left"
-                 f"  last returns {last}  evaluation {self.score}", end="")
+            score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
+            print(f"{live}{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  {score}"
+                  f" over {row['eval_episodes']} episodes{', the best yet' if run.is_best else ''}", flush=True)
+        if live and now >= due:
+            due, first = now + 0.1, first or (run.step, now)
+            speed = (run.step - first[0]) / (now - first[1] + 1e-9)
+            text = (f"{run.step / total:4.0%}  {speed:,.0f} steps/s  < {(total - run.step) / (speed or 1):,.0f} s left"
+                    f"  last returns {last}  evaluation {score}")
+            print(live + text[: os.get_terminal_size().columns - 1], end="", flush=True)  # must not wrap
+        yield run
+    print(live, end="")
 
 
 def main(argv=None):

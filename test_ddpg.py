@@ -350,6 +350,15 @@ def test_threads_and_denormals_are_set_before_training():  # traps 14 and 15
 # ------------------------------------------------------------------------------------- the agent as others use it
 
 
+def test_small_observations_count_as_much_as_others_from_the_start():
+    agent = Agent(2, [-1], [1], Config(**SMALL, obs_scale=(1.0, 0.07)))
+    for network in agent.actor, agent.critic, agent.critic_target:
+        weights = network.net.weights[0].detach()
+        assert weights[:, 1].abs().mean() * 0.07 == pytest.approx(weights[:, 0].abs().mean().item(), rel=0.3)
+    with pytest.raises(UsageError, match="obs_scale"):
+        Agent(3, [-1], [1], Config(**SMALL, obs_scale=(1.0, 0.07)))
+
+
 def test_three_switches_are_independent_and_algo_is_only_a_preset_of_them():
     assert Config(algo="ddpg").n_critics == 1 and Config(algo="td3").n_critics == 2
     config = Config.preset("Pendulum-v1", algo="ddpg", n_critics=2)
