@@ -15,6 +15,7 @@
     python ddpg.py --env my_module:MyEnv-v0 --algo td3          your own environment
     python ddpg.py --eval runs/Pendulum-v1/ddpg-seed0           100 test episodes of the best policy
     python ddpg.py --resume runs/Pendulum-v1/ddpg-seed0         go on with an interrupted run
+    python ddpg.py --env Pendulum-v1 --watch                    train with the viewer open beside it
 
 DDPG (arXiv:1509.02971) learns a critic Q(s, a) by temporal differences and an actor mu(s) that climbs it. TD3
 (arXiv:1802.09477) is DDPG with three independent switches: the smaller of two critics (`n_critics`), delayed actor and
@@ -31,6 +32,7 @@ import importlib.metadata
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import deque
@@ -792,6 +794,7 @@ def parse(argv):
     add("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
     add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda for large networks")
     add("--threads", type=int, choices=range(1, 257), default=1, metavar="N", help="CPU threads (default 1)")
+    add("--watch", action="store_true", help="open the viewer beside the training")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
@@ -852,6 +855,9 @@ def eval_command(options, explicit):
 
 def train_command(options, explicit):
     """Train, or --resume, with a live view, until done or stopped by a signal; then test the best policy."""
+    viewer = Path(__file__).with_name("viewer.py")
+    if options.watch and not viewer.exists():
+        raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
     if options.resume:
         folder, run = Path(options.resume), resume(options.resume, **explicit)
     else:
@@ -859,6 +865,8 @@ def train_command(options, explicit):
         run = Training(c, None, pick_device(options.device, c), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
+    if options.watch:
+        subprocess.Popen([sys.executable, viewer, folder, "--live"])
     c, quiet, signals = run.config, options.quiet or options.json, []
 
     def on_signal(number, frame):

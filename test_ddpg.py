@@ -1,10 +1,9 @@
-"""Tests of ddpg.py: oracles first, then determinism, files and the command line, then learning (`-m slow`).
+"""Tests of ddpg.py and viewer.py: oracles, determinism, files, the command line, the viewer, learning (`-m slow`).
 
     python -m pytest                 the fast ones, under two minutes on two cores
     python -m pytest -m slow         learning on several seeds, minutes
 """
 
-import csv
 import fcntl
 import itertools
 import json
@@ -20,12 +19,16 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
+os.environ["SDL_VIDEODRIVER"] = "dummy"  # no window, but where a test asks for one
+
 import gymnasium as gym
 import numpy as np
+import pygame
 import pytest
 import torch
 
 import ddpg
+import viewer
 from ddpg import ALGOS, PRESETS, Agent, Config, Noise, ReplayBuffer, Training, UsageError, evaluate, load, train
 
 ROOT = Path(__file__).resolve().parent
@@ -869,6 +872,591 @@ def test_help_shows_each_flag_and_the_presets():
         assert f"--{f.name.replace('_', '-')}" in text and f.metadata["help"].split()[0] in text
     for env in PRESETS:
         assert env in text
+
+
+# ------------------------------------------------------------------------------------- the viewer
+
+PENDULUM, LANDER = "Pendulum-v1", "LunarLanderContinuous-v3"
+DIMS = {PENDULUM: (3, [-2.0], [2.0]), LANDER: (8, [-1.0, -1.0], [1.0, 1.0])}
+
+
+def make_policy(path, env=PENDULUM, seed=0, step=0, dims=None, scale=100.0, **config):
+    """A policy file of an untrained agent; `scale` makes its actions large enough to matter."""
+    obs_dim, low, high = dims or DIMS[env]
+    agent = Agent(obs_dim, low, high, Config(env=env, seed=seed, hidden=(16, 16), **config))
+    agent.actor.flat[-17 * len(low) :] *= scale
+    agent.save(path, env=env, step=step, evaluation=None)
+    return path
+
+
+def make_run(folder, env=PENDULUM, snapshots=4):
+    (folder / "policies").mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    rows = ["step,eval_mean"]
+    for i in range(snapshots):
+        make_policy(folder / "policies" / f"{1000 * i:012d}.npz", env, i, 1000 * i)
+        rows.append(f"{1000 * i},{-1000 + 100 * i}")
+    shutil.copy(folder / "policies" / "000000002000.npz", folder / "best.npz")
+    shutil.copy(folder / "policies" / f"{1000 * (snapshots - 1):012d}.npz", folder / "last.npz")
+    (folder / "progress.csv").write_text("\n".join(rows) + "\n")
+    age(folder)
+    return folder
+
+
+def age(folder):
+    """As if the training had ended an hour ago, so that it is not followed."""
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - 3600,) * 2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def screen():
+    viewer.import_ddpg()
+    pygame.display.init()
+    pygame.font.init()
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_run(tmp_path / "runs" / PENDULUM / "ddpg-seed0")
+
+
+def open_window(target, *flags, size=(1000, 640)):
+    window = viewer.Window(pygame.display.set_mode(size, pygame.RESIZABLE), viewer.parse([str(target), *flags]))
+    window.open(target)
+    window.notice_for = 0
+    return window
+
+
+def post(window, *events):
+    """Events the way they really come, through the queue."""
+    pygame.event.clear()
+    for event in events:
+        pygame.event.post(event)
+    for event in pygame.event.get():
+        window.attempt(window.handle, event)
+
+
+def press(window, key, typed=""):
+    post(window, pygame.event.Event(pygame.KEYDOWN, key=key, unicode=typed, mod=0),
+         pygame.event.Event(pygame.KEYUP, key=key, mod=0))
+
+
+def click(window, pos, release=True):
+    pos = tuple(map(int, pos))
+    post(window, pygame.event.Event(pygame.MOUSEBUTTONDOWN, button=1, pos=pos))
+    if release:
+        post(window, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=pos))
+
+
+def pixels(window):
+    window.draw()
+    return pygame.surfarray.array3d(window.surface)
+
+
+def step_shown(window):
+    return window.player.policy.meta["step"]
+
+
+def finish(window):
+    """Let time pass until the episode has ended."""
+    for _ in range(100_000):
+        if window.player.over:
+            return window.player.episode.ret
+        window.update(0.02)
+    raise AssertionError("the episode does not end")
+
+
+# ------------------------------------------------------------------------------------- the player
+
+
+@pytest.mark.parametrize("env, kwargs", [(PENDULUM, {}), (LANDER, {}), (LANDER, {"enable_wind": True})])
+def test_the_same_return_however_it_is_shown(env, kwargs, tmp_path):
+    """To the bit: headless, drawn, at 1x, at 16x, after stepping back and forward; and as ddpg.py evaluates it."""
+    path = make_policy(tmp_path / "policy.npz", env, env_kwargs=kwargs)
+    policy = load(path)
+    bare = viewer.Player(policy, render=False)
+    returns = []
+    for seed in 3, 4:
+        bare.start(seed)
+        while not bare.over:
+            bare.step()
+        returns.append(bare.episode.ret)
+    # One observation at a time, as the player does: a batch of two may round differently
+    make_env = lambda: gym.make(env, **kwargs)
+    assert returns == [evaluate(policy, make_env, [seed])[0][0] for seed in (3, 4)]
+
+    for speed in 1, 16:
+        window = open_window(path, "--seed", "3")
+        window.speed = speed
+        for i in range(100_000):
+            window.update(1 / 60)
+            if i % 10 == 0:
+                window.draw()
+            if window.player.over:
+                break
+        assert window.player.episode.ret == returns[0]
+    for _ in range(30):
+        window.back()
+    assert not window.player.over and not window.results and window.player.t == bare_length(bare, 3) - 30
+    window.draw()
+    for _ in range(30):
+        window.forward()
+    assert window.player.over and window.player.episode.ret == returns[0] and len(window.results) == 1
+
+
+def bare_length(player, seed):
+    player.start(seed)
+    while not player.over:
+        player.step()
+    return player.t
+
+
+def test_the_tape_repeats_noise_flying_and_pushing(tmp_path):
+    for env in PENDULUM, LANDER:
+        player = viewer.Player(load(make_policy(tmp_path / "policy.npz", env)), noisy=True)
+        player.start(5)
+        act = np.full(len(player.policy.low), np.nan)
+        act[0] = 1
+        for i in range(60):
+            player.step(act if 10 < i < 20 else None, (0.2, 0.1) if 20 < i < 25 else None)
+        rewards, trail, frame = player.rewards, player.trail, player.frame()
+        player.seek(12)
+        player.frame()
+        while player.t < 60:
+            player.step()
+        assert player.rewards == rewards and np.array_equal(player.trail, trail) and player.assisted
+        assert np.array_equal(player.frame(), frame)
+        player.seek(5)
+        assert not player.assisted
+
+
+def test_realised_return_and_critic(tmp_path):
+    player = viewer.Player(load(make_policy(tmp_path / "policy.npz", LANDER, reward_scale=0.1, gamma=0.9)), render=False)
+    player.start(0)
+    while not player.over:
+        player.step()
+    expected = [sum(0.9**k * r for k, r in enumerate(player.rewards[t:])) for t in range(player.t)]
+    assert player.episode.terminated and np.allclose(player.realised(), expected)
+    assert len(player.predicted()) == player.t
+    assert np.isclose(player.predicted()[7], player.q(player.trail[7:8], [player.tape[7][0]])[0])
+
+
+def test_exhaust_does_not_pile_up(tmp_path):
+    player = viewer.Player(load(make_policy(tmp_path / "policy.npz", LANDER)))
+    player.start(0)
+    for _ in range(60):
+        player.step(np.array([1.0, 1.0]))
+    assert 0 < len(player.env.unwrapped.particles) < 30
+
+
+def test_summary_leaves_assisted_episodes_out():
+    rows = [dict(policy="p", train_step=1, deterministic=True, assisted=i == 2, length=9, **{"return": float(i)})
+            for i in range(3)]
+    (result,) = viewer.summary(rows)
+    assert result["episodes"] == 2 and result["mean"] == 0.5 and result["max"] == 1
+
+
+# ------------------------------------------------------------------------------------- the window
+
+
+def test_every_key(run, tmp_path):
+    w = open_window(run)
+    assert step_shown(w) == 2000 and not w.follow  # the best of a finished run
+
+    def differs(act):
+        before = pixels(w)
+        act()
+        w.notice_for = 0
+        return not np.array_equal(before, pixels(w))
+
+    w.update(0.3)
+    assert w.player.t == 7  # 0.25 s at most, 30 a second
+    assert differs(lambda: press(w, pygame.K_SPACE, " ")) and w.paused
+    w.update(0.3)
+    assert w.player.t == 7
+    for keys, by in [((pygame.K_PERIOD, "."), 1), ((pygame.K_RIGHT, ""), 1), ((pygame.K_COMMA, ","), -1), ((pygame.K_LEFT, ""), -1)]:
+        t, ret = w.player.t, w.player.episode.ret
+        assert differs(lambda: press(w, *keys)) and w.player.t == t + by and w.player.episode.ret != ret
+    press(w, pygame.K_SPACE, " ")
+    assert not w.paused
+    for key, typed in [(pygame.K_r, "r"), (pygame.K_BACKSPACE, "\b")]:
+        w.update(0.2)
+        assert w.player.t and differs(lambda: press(w, key, typed)) and w.player.t == 0 and w.seed == 0
+    for key, typed in [(pygame.K_n, "n"), (pygame.K_RETURN, "\r")]:
+        seed = w.seed
+        assert differs(lambda: press(w, key, typed)) and w.seed == w.player.seed == seed + 1
+    assert differs(lambda: press(w, pygame.K_l, "l")) and w.locked
+    finish(w)
+    w.update(2)
+    w.update(2)
+    assert w.seed == 2 and w.player.t < 10 and len(w.results) == 1
+    press(w, pygame.K_l, "L")
+    assert not w.locked
+    for keys, speed in [((pygame.K_PLUS, "+"), 2), ((pygame.K_EQUALS, "="), 4), ((pygame.K_KP_PLUS, "+"), 8), ((pygame.K_MINUS, "-"), 4),
+                        ((pygame.K_0, "0"), 1), ((pygame.K_KP_MINUS, "-"), 0.5), ((pygame.K_KP0, ""), 1), ((pygame.K_7, "+"), 2)]:
+        assert differs(lambda: press(w, *keys)) and w.speed == speed
+    for _ in range(9):
+        press(w, pygame.K_PLUS, "+")
+    assert w.speed == np.inf
+    press(w, pygame.K_0, "0")
+    for keys, step in [((pygame.K_PAGEUP, ""), 1000), ((pygame.K_PAGEDOWN, ""), 2000), ((pygame.K_8, "["), 1000), ((pygame.K_9, "]"), 2000),
+                       ((pygame.K_HOME, ""), 0), ((pygame.K_END, ""), 3000), ((pygame.K_b, "b"), 2000)]:
+        assert differs(lambda: press(w, *keys)) and step_shown(w) == step and w.player.seed == w.seed
+        assert w.follow == (step == 3000)
+    press(w, pygame.K_HOME)
+    press(w, pygame.K_PAGEUP)
+    assert step_shown(w) == 0
+    assert differs(lambda: press(w, pygame.K_d, "d")) and w.noisy and w.player.noisy
+    press(w, pygame.K_d, "d")
+    assert differs(lambda: press(w, pygame.K_c, "c")) and w.pinned
+    press(w, pygame.K_END)
+    w.update(0.2)
+    assert w.pinned.t == w.player.t > 0 and w.pinned.policy.meta["step"] == 0 and step_shown(w) == 3000
+    assert w.pinned.episode.ret != w.player.episode.ret and np.array_equal(w.pinned.trail[0], w.player.trail[0])
+    press(w, pygame.K_c, "c")
+    assert not w.pinned
+    assert differs(lambda: press(w, pygame.K_TAB, "\t")) and not w.show_panel
+    press(w, pygame.K_TAB, "\t")
+    assert differs(lambda: press(w, pygame.K_m, "m")) and not w.show_map
+    press(w, pygame.K_s, "s")
+    assert pygame.image.load(f"{PENDULUM}-step3000-seed2.png").get_size() == (1000, 640)
+    press(w, pygame.K_g, "g")
+    for _ in range(5):
+        w.update(0.04)
+        w.draw()
+    press(w, pygame.K_g, "g")
+    from PIL import Image
+
+    assert Image.open(f"{PENDULUM}-step3000-seed2.gif").n_frames == 5
+    press(w, pygame.K_f, "f")
+    assert w.surface.get_flags() & pygame.FULLSCREEN
+    press(w, pygame.K_f, "f")
+    assert not w.surface.get_flags() & pygame.FULLSCREEN
+    for key, typed in [(pygame.K_h, "h"), (pygame.K_F1, ""), (pygame.K_6, "?")]:
+        assert differs(lambda: press(w, key, typed)) and w.show_help
+        press(w, pygame.K_ESCAPE, "\x1b")
+        assert w.alive and not w.show_help
+    press(w, pygame.K_q, "q")
+    assert not w.alive
+    assert w.notice_for <= 0 or w.notice.startswith("saved")
+
+
+def test_keys_that_repeat(run):
+    w = open_window(run)
+    down = pygame.event.Event(pygame.KEYDOWN, key=pygame.K_PERIOD, unicode=".", mod=0)
+    post(w, down, down, down)
+    assert w.player.t == 3
+    down = pygame.event.Event(pygame.KEYDOWN, key=pygame.K_n, unicode="n", mod=0)
+    post(w, down, down, down)
+    assert w.seed == 1
+
+
+def test_flying_and_pushing(run):
+    w = open_window(run)
+    post(w, pygame.event.Event(pygame.KEYDOWN, key=pygame.K_LEFT, unicode="", mod=0))
+    w.update(0.2)
+    assert [act for act, *_ in w.player.tape] == [1.0] * w.player.t and w.player.assisted
+    post(w, pygame.event.Event(pygame.KEYUP, key=pygame.K_LEFT, mod=0))
+    w.update(0.2)
+    assert not w.player.tape[-1][2] and not w.player.policy.policy(w.player.trail[-2]) != w.player.tape[-1][0]
+    w.again()
+    assert not w.player.assisted
+    scene = w.panes()["scene"]
+    click(w, scene.center, release=False)
+    post(w, pygame.event.Event(pygame.MOUSEMOTION, pos=(scene.centerx + 100, scene.centery), rel=(0, 0), buttons=(1, 0, 0)))
+    before = w.player.trail[0][2]
+    w.update(0.04)
+    assert abs(w.player.trail[1][2] - before) > 0.1 and w.player.assisted
+    post(w, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=scene.center))
+    w.draw()
+    gauge = w.gauges[0]
+    click(w, (gauge.right - 1, gauge.centery), release=False)
+    w.update(0.04)
+    assert w.player.tape[-1][0][0] > 0.9
+    post(w, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=gauge.center))
+    finish(w)
+    assert w.results[-1]["assisted"] and not list(viewer.summary(w.results))
+
+
+def test_mouse_reaches_everything(run):
+    w = open_window(run)
+    timeline = w.panes()["timeline"]
+    w.draw()
+    for step in 0, 3000, 1000:
+        click(w, (viewer.timeline_x(timeline, w.run, step), timeline.centery))
+        assert step_shown(w) == step
+    click(w, (viewer.timeline_x(timeline, w.run, 0), timeline.centery), release=False)
+    post(w, pygame.event.Event(pygame.MOUSEMOTION, pos=timeline.midright, rel=(1, 0), buttons=(1, 0, 0)))
+    assert step_shown(w) == 3000 and w.seed == 0
+    post(w, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=timeline.midright))
+    w.draw()
+    box = next(box for box, action in w.buttons if action == ("toggle", "paused"))
+    click(w, box.center)
+    assert w.paused
+    w.show_help = True
+    w.draw()
+    assert {action for _, action in w.buttons} == {row[3] for row in viewer.KEYS if row[3]}
+    click(w, next(box for box, action in w.buttons if action == ("new_seed",)).center)
+    assert w.seed == 1
+
+
+@pytest.mark.parametrize("env", [PENDULUM, LANDER])
+def test_every_size(env, tmp_path):
+    path = make_policy(tmp_path / "policy.npz", env)
+    for size in (320, 240), (480, 320), (640, 400), (1000, 640), (1280, 1024), (2560, 1440), (500, 1200):
+        w = open_window(path, size=size)
+        w.step()
+        assert (pixels(w) != viewer.BACK).any() and all(w.surface.get_rect().contains(box) for box, _ in w.buttons)
+        assert all(w.surface.get_rect().contains(pane) for pane in w.panes().values() if pane.w)
+        w.pin()
+        w.show_help = True
+        pixels(w)
+        assert all(w.surface.get_rect().contains(box) for box, _ in w.buttons)
+    assert {w.surface.get_size()} == {(500, 1200)}
+
+
+def test_live_follow(run):
+    w = open_window(run, "--live")
+    assert w.follow and step_shown(w) == 3000
+    make_policy(run / "last.npz", seed=9, step=3500)
+    w.update(1)
+    assert "3,500" in w.notice and step_shown(w) == 3000
+    finish(w)
+    for _ in range(3):
+        w.update(1)
+    assert step_shown(w) == 3500 and w.follow
+    press(w, pygame.K_PAGEUP)
+    assert not w.follow and step_shown(w) == 3000
+    press(w, pygame.K_END)
+    assert w.follow and step_shown(w) == 3500
+
+
+def test_waits_for_a_training_that_has_just_begun(tmp_path):
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    w = open_window(tmp_path, "--live")
+    assert not w.player
+    pixels(w)
+    press(w, pygame.K_n, "n")
+    make_policy(tmp_path / "policies" / "000000000000.npz")
+    w.update(1)
+    assert step_shown(w) == 0 and w.follow
+
+
+def test_a_file_dropped_on_the_window(run, tmp_path):
+    w = open_window(run)
+    make_policy(tmp_path / "other.npz", LANDER, step=77)
+    post(w, pygame.event.Event(pygame.DROPFILE, file=str(tmp_path / "other.npz")))
+    assert step_shown(w) == 77 and w.player.env_id == LANDER
+    pixels(w)
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    post(w, pygame.event.Event(pygame.DROPFILE, file=str(tmp_path / "junk.npz")))
+    assert "cannot be read" in w.notice and step_shown(w) == 77
+    post(w, pygame.event.Event(pygame.DROPFILE, file=str(run)))
+    assert step_shown(w) == 2000 and w.player.env_id == PENDULUM
+
+
+def test_what_goes_wrong_is_a_notice(run, monkeypatch):
+    w = open_window(run)
+    policy = w.player.policy
+    (run / "policies" / "000000001000.npz").unlink()
+    press(w, pygame.K_PAGEUP)
+    assert "cannot be read" in w.notice and w.player.policy is policy
+    (run / "policies" / "000000000000.npz").write_bytes((run / "best.npz").read_bytes()[:500])
+    press(w, pygame.K_HOME)
+    assert "cannot be read" in w.notice and w.player.policy is policy
+    make_policy(run / "best.npz", dims=(5, [-1.0], [1.0]))
+    press(w, pygame.K_b, "b")
+    assert "5 observations" in w.notice and w.player.policy is policy
+    w.update(0.2)
+    assert w.player.t
+    shutil.rmtree(run)
+    w.update(1)
+    pixels(w)
+    finish(w)
+
+    def breaks(self):
+        raise RuntimeError("out of fuel")
+
+    monkeypatch.setattr(type(w.player.env.unwrapped), "render", breaks)
+    w.again()
+    pixels(w)
+    assert "out of fuel" in w.notice
+    monkeypatch.undo()
+    monkeypatch.setattr(type(w.player.env.unwrapped), "step", lambda self, action: breaks(self))
+    w.attempt(w.update, 0.2)
+    assert "Pendulum-v1 raised RuntimeError: out of fuel" in w.notice and w.paused
+    monkeypatch.undo()
+    press(w, pygame.K_r, "r")
+    press(w, pygame.K_SPACE, " ")
+    w.update(0.2)
+    assert w.player.t
+
+
+def test_pillow_missing_is_a_notice(run, monkeypatch):
+    w = open_window(run)
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    press(w, pygame.K_g, "g")
+    assert "pip install pillow" in w.notice and not w.film
+
+
+def test_closing_an_environment_leaves_the_window_open(run):
+    w = open_window(run)
+    pixels(w)
+    w.again()
+    assert pygame.display.get_init() and pygame.font.get_init()
+
+
+# ------------------------------------------------------------------------------------- the command line
+
+
+def run_viewer(*arguments, cwd, timeout=60, **environment):
+    return subprocess.run([sys.executable, ROOT / "viewer.py", *map(str, arguments)], cwd=cwd, timeout=timeout,
+                          capture_output=True, text=True, env={**os.environ, **environment})
+
+
+def refused(capsys, *arguments):
+    assert viewer.main([str(argument) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert 1 <= len(error.splitlines()) <= 3 and error.startswith("viewer.py: ") and "Traceback" not in error
+    return error
+
+
+def test_headless_json(run, capsys):
+    assert viewer.main(["--headless", "--episodes", "2", "--seed", "5", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    keys = "policy train_step seed return length terminated truncated deterministic assisted"
+    assert len(rows) == 3 and all(list(row) == keys.split() for row in rows[:2])
+    assert [row["seed"] for row in rows[:2]] == [5, 6] and rows[0]["truncated"] and rows[0]["train_step"] == 2000
+    assert rows[2]["summary"] and np.isclose(rows[2]["mean"], (rows[0]["return"] + rows[1]["return"]) / 2)
+    assert viewer.main([str(run), "--tour", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["train_step"] for row in rows if "seed" in row] == [0, 1000, 2000, 3000]
+
+
+def test_png_and_gif(tmp_path, capsys):
+    from PIL import Image
+
+    path = make_policy(tmp_path / "policy.npz", LANDER)
+    assert viewer.main([str(path), "--headless", "--episodes", "1", "--json"]) == 0
+    headless = capsys.readouterr().out
+    assert viewer.main([str(path), "--png", str(tmp_path / "a.png"), "--gif", str(tmp_path / "a.gif"), "--json"]) == 0
+    assert capsys.readouterr().out == headless
+    assert Image.open(tmp_path / "a.png").size == (1000, 640)
+    film = Image.open(tmp_path / "a.gif")
+    assert film.size[0] == 640 and abs(film.n_frames - json.loads(headless.splitlines()[0])["length"] / 2) <= 2
+    assert film.info["duration"] == 40
+    assert "cannot save" in refused(capsys, path, "--png", tmp_path / "no" / "a.png")
+
+
+def test_bad_input(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert "python ddpg.py --env" in refused(capsys)
+    assert "no such file" in refused(capsys, "nothing.npz", "--headless")
+    assert "not the folder of a run" in refused(capsys, tmp_path, "--headless")
+    assert "--help" in refused(capsys, "--sped", "3")
+    (tmp_path / "junk.npz").write_text("junk")
+    np.savez(tmp_path / "foreign.npz", a=1)
+    good = make_policy(tmp_path / "good.npz")
+    (tmp_path / "cut.npz").write_bytes(good.read_bytes()[:2000])
+    for name in "junk", "foreign", "cut":
+        assert "cannot be read" in refused(capsys, f"{name}.npz", "--headless")
+    mismatched = make_policy(tmp_path / "mismatched.npz", dims=(5, [-1.0], [1.0]))
+    assert "5 observations" in refused(capsys, mismatched, "--headless")
+    gym.register("Foreign-v0", "gymnasium.envs.classic_control.pendulum:PendulumEnv", max_episode_steps=9)
+    gym.register("Theirs-v0", lambda render_mode=None: gym.make(PENDULUM, render_mode=render_mode), max_episode_steps=9)
+    for env in "Theirs-v0", "os:Theirs-v0", "Missing-v0":
+        path = make_policy(tmp_path / "theirs.npz", env, dims=DIMS[PENDULUM])
+        assert "--env" in refused(capsys, path, "--headless")
+    assert viewer.main([str(path), "--env", "Theirs-v0", "--headless", "--episodes", "1"]) == 0
+
+
+class Blind(gym.Env):
+    """An environment of the user's own that cannot draw, and has numbers for names."""
+
+    observation_space = gym.spaces.Box(-1, 1, (2, 2), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (3,), np.float32)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample() * 0, {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, (2, 2)).astype(np.float32), 1.0, False, False, {}
+
+
+class Seeing(Blind):
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def render(self):
+        return np.full((40, 60, 3), 99, np.uint8)
+
+
+def test_an_environment_of_your_own(tmp_path, capsys):
+    gym.register("Blind-v0", Blind, max_episode_steps=9)
+    gym.register("Seeing-v0", Seeing, max_episode_steps=9)
+    path = make_policy(tmp_path / "own.npz", "Blind-v0", dims=(4, [-1.0] * 3, [1.0] * 3))
+    assert "--env" in refused(capsys, path, "--png", tmp_path / "a.png")
+    assert "no rgb_array" in refused(capsys, path, "--png", tmp_path / "a.png", "--env", "Blind-v0")
+    assert viewer.main([str(path), "--headless", "--episodes", "1", "--env", "Blind-v0"]) == 0
+    assert "return 9.0" in capsys.readouterr().out
+    w = open_window(path, "--env", "Seeing-v0")
+    w.update(0.2)
+    assert (pixels(w) == 99).all(2).mean() > 0.2
+    click(w, w.panes()["scene"].center)
+    assert "push" in w.notice and not w.anchor
+    finish(w)
+
+
+def test_no_display(run):
+    gone = {name: "" for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")}
+    result = run_viewer(run, cwd=run, **gone)
+    assert result.returncode == 2 and "--headless" in result.stderr and len(result.stderr.splitlines()) <= 3
+
+
+@pytest.mark.skipif(not (shutil.which("Xvfb") and shutil.which("xdotool")), reason="needs Xvfb and xdotool")
+def test_real_window(run):
+    """A real window on a virtual screen, keys from outside, the summary on leaving."""
+    read, write = os.pipe()
+    xvfb = subprocess.Popen(["Xvfb", "-displayfd", str(write), "-screen", "0", "1280x800x24"], pass_fds=[write], stderr=subprocess.DEVNULL)
+    show = None
+    try:
+        environment = {**os.environ, "DISPLAY": ":" + os.read(read, 16).decode().strip()}
+        environment.pop("SDL_VIDEODRIVER")
+        show = subprocess.Popen([sys.executable, ROOT / "viewer.py", run], cwd=run, env=environment, text=True,
+                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+        def xdotool(*arguments):
+            return subprocess.run(["xdotool", *arguments], env=environment, timeout=20, capture_output=True, text=True).stdout
+
+        deadline = time.time() + 20  # the caption names the policy once it flies
+        window = []
+        while time.time() < deadline:
+            window = xdotool("search", "--class", "viewer.py").split()
+            if window and "step 2,000" in xdotool("getwindowname", window[0]):
+                break
+            time.sleep(0.1)
+        assert window
+        xdotool("windowfocus", "--sync", window[0])
+        xdotool("key", "--delay", "60", "space", "Home", "s", "g", "period", "period", "g")
+        while not (run / f"{PENDULUM}-step0-seed0.gif").exists() and time.time() < deadline:
+            time.sleep(0.1)
+        picture = pygame.surfarray.array3d(pygame.image.load(run / f"{PENDULUM}-step0-seed0.png"))
+        assert picture.shape[:2] == (1000, 640) and (picture > 240).all(2).mean() > 0.2  # the pendulum's white scene
+        xdotool("key", "q")
+        out, error = show.communicate(timeout=15)
+        assert show.returncode == 0 and not error and str(run) in out and "no episode" in out
+    finally:
+        for process in filter(None, (show, xvfb)):
+            process.kill()
+            process.wait(timeout=10)
+        os.close(read)
+        os.close(write)
 
 
 # ------------------------------------------------------------------------------------- learning
