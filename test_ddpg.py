@@ -808,6 +808,16 @@ def test_the_single_file_trains_evaluates_and_imports_alone(tmp_path):
     assert run("-c", "from ddpg import Agent, Config; import sys; assert 'pygame' not in sys.modules").stdout == ""
 
 
+def test_watch_opens_the_viewer_beside_the_training(tmp_path):
+    shutil.copy(ROOT / "ddpg.py", tmp_path)
+    arguments = [sys.executable, tmp_path / "ddpg.py", *QUICK, "--quiet", "--watch", "--out", "run"]
+    result = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2 and "viewer.py" in result.stderr and not (tmp_path / "run").exists()
+    (tmp_path / "viewer.py").write_text("import sys; open('opened', 'w').write(' '.join(sys.argv[1:]))")
+    assert subprocess.run(arguments, cwd=tmp_path, timeout=60, capture_output=True).returncode == 0
+    assert (tmp_path / "opened").read_text().split() == ["run", "--live"]
+
+
 def test_eval_uses_only_environments_that_gymnasium_brings(tmp_path):
     (tmp_path / "evil.py").write_text("open('executed', 'w')")
     agent = Agent(3, [-2], [2], Config(**SMALL))
