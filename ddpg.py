@@ -132,7 +132,7 @@ PRESETS = {
     "Pendulum-v1": dict(
         algo="ddpg", total_steps=10_000, learning_starts=300, batch_size=128, hidden=(64, 64), layer_norm=False,
         gamma=0.98, reward_scale=0.1, actor_lr=2e-3, critic_lr=2e-3, tau=0.03, noise_sigma=0.15, noise_theta=0.15,
-        eval_every=250, eval_episodes=20, solved_at=-160.0),
+        eval_every=250, eval_episodes=20, solved_at=-156.0),
     "LunarLanderContinuous-v3": dict(
         algo="td3", total_steps=200_000, learning_starts=3_000, batch_size=128, hidden=(128, 128), n_step=5,
         reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_theta=0.15,
