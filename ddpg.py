@@ -897,7 +897,7 @@ def train_command(options, explicit):
     how = "Done" if run.solved is None else "Solved"
     say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
-    say(f"To test it again:\n  python ddpg.py --eval {folder}")
+    say(f"Next:\n  python ddpg.py --eval {folder}" + f"\n  python viewer.py {folder}" * viewer.exists())
     return 0
 
 
