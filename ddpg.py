@@ -26,7 +26,6 @@ environments, evaluation, training, command line.
 
 import argparse
 import copy
-import csv
 import difflib
 import importlib.metadata
 import json
