@@ -209,14 +209,17 @@ class MLP(nn.Module):
             for params, rows in (self.weights, fan_in), (self.biases, 1):
                 params.append(torch.empty(n, rows, fan_out).uniform_(-bound, bound))
         self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
+        self.layers = list(zip(self.weights, self.biases))  # quicker to walk through than the lists of parameters
 
-    def forward(self, x):
-        x = x.expand(len(self.weights[0]), *x.shape)  # (B, in) -> (n, B, in)
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases)):
-            x = torch.baddbmm(bias, x, weight)
-            if i < len(self.weights) - 1:
-                x = F.relu(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
-        return x
+    def forward(self, x, first=None):
+        """x (B, in) -> (n, B, out), or (first, B, out): the outputs of the first few alone."""
+        layers = self.layers if first is None else [(w[:first], b[:first]) for w, b in self.layers]
+        *hidden, (weight, bias) = layers
+        x = x.expand(len(weight), *x.shape)
+        for w, b in hidden:
+            x = torch.baddbmm(b, x, w)
+            x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
+        return torch.baddbmm(bias, x, weight)
 
 
 class Actor(nn.Module):
@@ -231,7 +234,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1). Yours may look different too."""
+    """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1). Yours may differ too."""
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
@@ -241,6 +244,10 @@ class Critic(nn.Module):
 
     def forward(self, obs, act):
         return self.net(torch.cat([obs, act], dim=-1))
+
+    def q1(self, obs, act):
+        """What the actor climbs, Q_1(s, a) (1, B, 1): `self(obs, act)[:1]` without the work for the others."""
+        return self.net(torch.cat([obs, act], dim=-1), 1)
 
 
 def flatten(network):
@@ -339,7 +346,7 @@ class Agent:
         descend(critic_loss, self.critic, self.critic_optimizer)
         # Delayed updates: the actor ascends on the first critic, and the targets follow
         if self.updates % self.config.policy_delay == 0:
-            actor_loss = -self.critic(obs, self.actor(obs))[0].mean()
+            actor_loss = -self.critic.q1(obs, self.actor(obs)).mean()
             descend(actor_loss, self.actor, self.actor_optimizer)
             self.actor_target.flat.lerp_(self.actor.flat, self.config.tau)
             self.critic_target.flat.lerp_(self.critic.flat, self.config.tau)
