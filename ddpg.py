@@ -28,12 +28,15 @@ import argparse
 import copy
 import difflib
 import importlib.metadata
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import traceback
+import zipfile
 from collections import deque
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -44,6 +47,11 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
@@ -117,6 +125,8 @@ class Config:
                 if not isinstance(v, (int, float) if item is float else int) or not low <= v <= high:  # nor nan
                     raise UsageError(f"{f.name}: {v!r} is not {'a' if item is float else 'a whole'} number "
                                      f"between {low:g} and {high:g}")
+        if len(self.hidden) > 100:
+            raise UsageError(f"hidden: {len(self.hidden):,} layers are more than 100")
         if self.learning_starts < self.n_step:
             raise UsageError(f"learning_starts: {self.learning_starts} must be at least n_step, {self.n_step}")
 
@@ -394,15 +404,20 @@ VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "gymnas
 def write(path, save):
     """Replace a file by what `save(file)` writes, whole or not at all: a kill leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        save(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            save(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_npz(path, arrays, **meta):
-    write(Path(path), lambda file: np.savez(file, meta=np.array(json.dumps(meta)), **arrays))
+    """Write arrays and a text of JSON, uncompressed, which numpy alone can read; path: a path or an open file."""
+    save = lambda file: np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
+    save(path) if isinstance(path, io.BytesIO) else write(Path(path), save)
 
 
 def read_npz(path):
@@ -410,11 +425,15 @@ def read_npz(path):
     try:
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
+        with zipfile.ZipFile(path) as archive:
+            members, size = archive.infolist(), Path(path).stat().st_size
+            if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
+                raise ValueError("it is compressed")  # and may unpack to anything
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return arrays, json.loads(str(arrays.pop("meta")))
     except Exception as error:  # zipfile, numpy and json each raise their own
-        raise UsageError(f"{path} cannot be read: {str(error) or type(error).__name__}") from None
+        raise UsageError(f"{path} cannot be read: {str(error)[:200] or type(error).__name__}") from None
 
 
 def first_of(folder, *names):
@@ -431,17 +450,23 @@ def load(path, device="cpu"):
     path = first_of(path, "best.npz", "last.npz") if Path(path).is_dir() else path
     arrays, meta = read_npz(path)
     try:
-        if meta["format"] != FORMAT or not isinstance(meta["env"], str) or not isinstance(meta["step"], int):
+        config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
+        sound = meta["format"] == FORMAT and isinstance(meta["step"], int) and meta["env"].isprintable()
+        if not sound or not isinstance(meta["evaluation"], int | float | None) or not np.isfinite(bounds).all():
             raise ValueError("of another format")
-        agent = Agent(meta["obs_dim"], meta["low"], meta["high"], Config(**meta["config"]), device)
+        with torch.device("meta"):  # before any memory is taken
+            networks = [network(meta["obs_dim"], bounds.shape[1], config) for network in (Actor, Critic)]
+        if sum(p.nbytes for n in networks for p in n.parameters()) != sum(a.nbytes for a in arrays.values()):
+            raise ValueError("its arrays are not those of its networks")
+        agent = Agent(meta["obs_dim"], *bounds, config, device)
         for name, network in ("actor", agent.actor), ("critic", agent.critic):
             for key, p in network.named_parameters():
                 array = arrays[f"{name}.{key}"]
                 if array.shape != p.shape or not np.isfinite(array).all():
                     raise ValueError(f"{name}.{key} does not fit or is not finite")
                 p.data.copy_(torch.from_numpy(array))
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{path} is not a policy file: {error}") from None
+    except Exception as error:  # whatever a file made for mischief provokes
+        raise UsageError(f"{path} is not a policy file: {str(error)[:200]}") from None
     agent.meta = meta | {"path": str(path)}
     return agent
 
@@ -450,7 +475,7 @@ def load(path, device="cpu"):
 
 
 class EnvError(RuntimeError):
-    """An environment, or the agent in it, gave a value that nothing can be learnt from."""
+    """An environment, or the agent in it, failed or gave a value that nothing can be learnt from."""
 
 
 def env_makers(config, env=None):
@@ -503,20 +528,27 @@ class Episode:
         self.env, self.seed, self.space = env, seed, env.action_space
         self.size = int(np.prod(env.observation_space.shape))
         self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
-        self.obs = self.checked("observation", env.reset(seed=seed)[0], np.float32, self.size)
+        obs, _ = self.call(env.reset, seed=seed)
+        self.obs = self.checked("observation", obs, np.float32, self.size)
 
     def step(self, action):
         """action (act,) in the environment's units -> rew, next_obs (obs,), terminated, truncated."""
         action = self.checked("action", action, self.space.dtype, action.size).reshape(self.space.shape)
-        obs, rew, terminated, truncated, _ = self.env.step(np.clip(action, self.space.low, self.space.high))
         self.length += 1
+        obs, rew, terminated, truncated, _ = self.call(self.env.step, action.clip(self.space.low, self.space.high))
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
         self.terminated, self.over = bool(terminated), bool(terminated or truncated)
         if self.length == self.LONGEST and not self.over:
-            raise EnvError(f"no end after {self.length:,} steps: set max_episode_steps")
+            raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, bool(truncated)
+
+    def call(self, method, *args, **kwargs):
+        try:
+            return method(*args, **kwargs)
+        except Exception as error:  # the traceback will show what is the matter with the user's own environment
+            raise self.error(f"{type(error).__name__}: {error}") from error
 
     def checked(self, name, value, dtype, size):
         try:
@@ -524,8 +556,14 @@ class Episode:
         except (TypeError, ValueError):
             array = np.array([])
         if array.size != size or not np.isfinite(array).all():
-            raise EnvError(f"{name} {value} at step {self.length} of the episode with seed {self.seed}")
+            raise self.error(f"{name} {value}")
         return array
+
+    def error(self, what):
+        return EnvError(f"{what}, at step {self.length} of the episode with seed {self.seed}")
+
+
+# ---------------------------------------------------------------------------------------------------- evaluation
 
 
 def evaluate(agent, make_env, seeds):
@@ -554,6 +592,7 @@ def summary(returns, lengths):
 SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
 TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
 CONFIRM_EPISODES = TEST_EPISODES = 100
+COUNTERS = "step", "episodes", "best", "solved", "ended", "reported"
 
 
 class Training:
@@ -586,28 +625,39 @@ class Training:
         self.returns = deque(maxlen=10)  # of the latest episodes
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
         self.ended = self.evaluation = None  # what came to an end at this step: rows of episodes.csv and progress.csv
+        self.reported = False  # whether this step has been evaluated and yielded
+        self.whole, self.evaluating, self.table_sizes = True, False, {}
 
     def __iter__(self):
-        c, agent, buffer = self.config, self.agent, self.buffer
-        sigma_end = c.noise_sigma if c.noise_sigma_end is None else c.noise_sigma_end
-        if self.step == 0:
-            self.finish_step()
-            yield self
-        while self.step < c.total_steps and (self.solved is None or not c.stop_when_solved):
-            step = self.step + 1
-            # Act and remember: at random to begin with, then as the actor says plus noise, annealed linearly
-            if step <= c.learning_starts:
-                act = self.rng.uniform(-1, 1, len(agent.low)).astype(np.float32)
-            else:
-                sigma = np.interp(step, [0, c.noise_anneal * c.total_steps], [c.noise_sigma, sigma_end])
-                act = np.clip(agent.policy(self.episode.obs) + self.noise(sigma), -1, 1).astype(np.float32)
-            self.interact(act)
-            self.step = step
-            # Learn
-            for _ in range(c.updates_per_step if step > c.learning_starts else 0):
-                agent.update(buffer.sample(c.batch_size, agent.generator))
-            self.finish_step()
-            yield self
+        c = self.config
+        while True:
+            if not self.reported:
+                due = c.eval_every and (self.step % c.eval_every == 0 or self.step == c.total_steps)
+                self.evaluation = self.evaluate() if due else None
+                self.reported = True
+                yield self
+            if self.step >= c.total_steps or (self.solved is not None and c.stop_when_solved):
+                return
+            self.whole = False  # a step that fails half-way cannot be gone on from
+            self.advance()
+            self.whole, self.reported = True, False
+
+    def advance(self):
+        """One environment step and the updates that go with it."""
+        c, agent, step = self.config, self.agent, self.step + 1
+        # Act and remember: at random to begin with, then as the actor says plus noise, annealed linearly
+        if step <= c.learning_starts:
+            act = self.rng.uniform(-1, 1, len(agent.low))
+        else:
+            sigma_end = c.noise_sigma if c.noise_sigma_end is None else c.noise_sigma_end
+            sigma = np.interp(step, [0, c.noise_anneal * c.total_steps], [c.noise_sigma, sigma_end])
+            act = (agent.policy(self.episode.obs) + self.noise(sigma)).clip(-1, 1)
+        self.interact(act.astype(np.float32))
+        self.step = step
+        # Learn
+        for _ in range(c.updates_per_step if step > c.learning_starts else 0):
+            agent.update(self.buffer.sample(c.batch_size, agent.generator))
+        self.ended = self.end_episode() if self.episode.over else None
 
     def interact(self, act):
         """Take a step, and remember the action, (act,) in [-1, 1], just as it was executed."""
@@ -621,31 +671,32 @@ class Training:
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []
 
-    def finish_step(self):
-        """Note what comes to an end at this step: an episode, after which the next starts, and an evaluation period."""
-        self.ended, e = None, self.episode
-        if e.over:
-            self.ended = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
-                          "length": e.length, "terminated": e.terminated}
-            self.returns.append(e.ret)
-            self.episodes += 1
-            if not self.own_env:
-                e.env.close()
-            self.start_episode()
-            self.noise.reset()
-        every = self.config.eval_every
-        due = every and (self.step % every == 0 or self.step == self.config.total_steps)
-        self.evaluation = self.evaluate() if due else None
+    def end_episode(self):
+        """Start the next episode -> the row of the one that ended."""
+        e = self.episode
+        row = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret, "length": e.length,
+               "terminated": e.terminated}
+        self.returns.append(e.ret)
+        self.episodes += 1
+        if not self.own_env:
+            e.env.close()
+        self.start_episode()
+        self.noise.reset()
+        return row
 
     def evaluate(self):
         """Evaluate the policy -> a row of progress.csv. What looks solved must be confirmed by more episodes."""
         c = self.config
         seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + max(CONFIRM_EPISODES, c.eval_episodes))
-        returns, lengths = evaluate(self.agent, self.make_eval_env, seeds[: c.eval_episodes])
-        if c.solved_at is not None and returns.mean() >= c.solved_at:
-            returns, lengths = evaluate(self.agent, self.make_eval_env, seeds)
-            if returns.mean() >= c.solved_at and self.solved is None:
-                self.solved = self.step
+        self.evaluating = True  # may be interrupted here, to be done again when the run is resumed
+        try:
+            returns, lengths = evaluate(self.agent, self.make_eval_env, seeds[: c.eval_episodes])
+            if looks_solved := c.solved_at is not None and returns.mean() >= c.solved_at:
+                returns, lengths = evaluate(self.agent, self.make_eval_env, seeds)
+        finally:
+            self.evaluating = False
+        if looks_solved and returns.mean() >= c.solved_at and self.solved is None:
+            self.solved = self.step
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
         critic_loss, actor_loss, mean_q = self.agent.metrics.tolist() if self.agent.updates else [np.nan] * 3
         seconds = time.perf_counter() - self.started
@@ -660,15 +711,15 @@ class Training:
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions)}
-        return arrays, dict(
+        return arrays, {name: getattr(self, name) for name in COUNTERS} | dict(
             config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(),
-            step=self.step, episodes=self.episodes, best=self.best, solved=self.solved, returns=list(self.returns),
-            seconds=time.perf_counter() - self.started, rng=self.rng.bit_generator.state,
-            updates=self.agent.updates, written=self.buffer.written)
+            machine=machine(), returns=list(self.returns), seconds=time.perf_counter() - self.started,
+            rng=self.rng.bit_generator.state, updates=self.agent.updates, written=self.buffer.written)
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
-        self.step, self.episodes, self.best, self.solved = (meta[k] for k in ("step", "episodes", "best", "solved"))
+        for name in COUNTERS:
+            setattr(self, name, meta[name])
         self.started = time.perf_counter() - meta["seconds"]
         self.returns.extend(meta["returns"])
         self.rng.bit_generator.state, self.noise.x[:] = meta["rng"], arrays["noise"]
@@ -697,6 +748,12 @@ def train(config, env=None, out=None, device="cpu", threads=1):
 # ---------------------------------------------------------------------------------------------------- a run's folder
 
 TABLES = "episodes.csv", "progress.csv"
+SAVE_EVERY = 60.0  # seconds between saves of the state, or 50 times as long as a save takes: at most 2 % of the time
+
+
+def machine():
+    """What decides the last bits of a result, beside configuration, device and number of threads."""
+    return VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def new_folder(folder):
@@ -712,70 +769,118 @@ def new_folder(folder):
     return folder
 
 
-def record(run, folder):
-    """Iterate over a Training and keep its folder. However the iteration ends, the state to go on from is saved."""
+def lock(folder):
+    """Keep the folder for this process until the handle returned is closed. Raises UsageError if another one has it."""
+    if fcntl is None:  # Windows
+        return os.open(os.devnull, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise UsageError(f"{folder} is in use: another training is writing to it") from None
+    return handle
 
-    def save_policy(name):
-        score = run.evaluation and run.evaluation["eval_mean"]
-        run.agent.save(folder / name, env=run.config.env, step=run.step, evaluation=score)
+
+def record(run, folder):
+    """Iterate over a Training and keep its folder. However the iteration ends, the state to go on from is saved.
+
+    A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
+    """
+    handle = lock(folder)
+    waiting, sizes = {}, {name: run.table_sizes.get(name, 0) for name in TABLES}  # files to write; tables' lengths
+    snapshot_every, save_at, retry_at = -(-run.config.total_steps // 50), 0.0, 0.0
+
+    def add_row(name, row):
+        cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
+        header = "" if sizes[name] or name in waiting else ",".join(row) + "\n"
+        waiting[name] = waiting.get(name, b"") + f"{header}{','.join(cells)}\n".encode()
+
+    def add_policy(name):
+        run.agent.save(file := io.BytesIO(), run.config.env, run.step, run.evaluation and run.evaluation["eval_mean"])
+        waiting[name] = file.getbuffer()
+
+    def write_waiting():
+        for name, data in list(waiting.items()):
+            if name in TABLES:
+                with open(folder / name, "ab") as file:
+                    file.truncate(sizes[name])  # of what a full disk took in part
+                    file.write(data)
+                sizes[name] += len(data)
+            else:
+                write(folder / name, lambda file: file.write(data))
+            del waiting[name]
 
     def save_state():
         arrays, meta = run.state()
-        sizes = {name: (folder / name).stat().st_size for name in TABLES if (folder / name).exists()}
-        write_npz(folder / "state.next.npz", arrays, sizes=sizes, **meta)
+        write_npz(folder / "state.next.npz", arrays, table_sizes=sizes, **meta)
         if (folder / "state.npz").exists():
             os.replace(folder / "state.npz", folder / "state.previous.npz")
         os.replace(folder / "state.next.npz", folder / "state.npz")
 
-    machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
-    info = json.dumps(dict(config=asdict(run.config), **machine), indent=1)
-    write(folder / "config.json", lambda file: file.write(info.encode()))
-    snapshot_every, save_at, between_steps = -(-run.config.total_steps // 50), 0.0, True
+    for path in [*folder.glob("*.tmp"), *folder.glob("policies/*.tmp"), folder / "state.next.npz"]:
+        path.unlink(missing_ok=True)  # a killed run was writing it
+    for name in TABLES:
+        if (folder / name).exists():
+            os.truncate(folder / name, sizes[name])  # later rows will be written again
+    info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
+    waiting["config.json"] = json.dumps(info, indent=1).encode()
     try:
         for _ in run:
             for name, row in zip(TABLES, (run.ended, run.evaluation)):
                 if row:
-                    add_row(folder / name, row)
+                    add_row(name, row)
             if run.step % snapshot_every == 0:
-                save_policy(f"policies/{run.step:012d}.npz")
+                add_policy(f"policies/{run.step:012d}.npz")
             if run.evaluation:
-                save_policy("last.npz")
+                add_policy("last.npz")
             if run.evaluation and run.is_best:
-                save_policy("best.npz")
-            if (began := time.perf_counter()) >= save_at:
-                save_state()
-                now = time.perf_counter()
-                save_at = now + max(60, 50 * (now - began))  # so that saving costs at most 2 % of the time
-            between_steps = True
+                add_policy("best.npz")
+            began = time.perf_counter()
+            if began >= save_at or (waiting and began >= retry_at):
+                try:
+                    write_waiting()
+                    if began >= save_at:
+                        save_state()
+                        save_at = (now := time.perf_counter()) + max(SAVE_EVERY, 50 * (now - began))
+                except OSError as error:
+                    if not retry_at:
+                        print(f"ddpg.py: cannot save to {folder}: {error}; training goes on", file=sys.stderr)
+                    retry_at, save_at = began + 1, max(save_at, began + 1)
             yield run
-            between_steps = False
-        between_steps = True
     finally:
-        save_policy("last.npz")
-        if between_steps:  # a step that failed half-way cannot be gone on from: the state saved last can
-            save_state()
-
-
-def add_row(path, row):
-    cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
-    header = "" if path.exists() else ",".join(row) + "\n"
-    with open(path, "a") as file:
-        file.write(header + ",".join(cells) + "\n")
+        try:
+            add_policy("last.npz")
+            write_waiting()
+            if run.whole:
+                save_state()
+        finally:
+            os.close(handle)
 
 
 def resume(folder, env=None, device=None, threads=None, **changes):
-    """The Training whose folder this is, as it was when last saved; `changes` are to its Config. Raises UsageError."""
-    folder = Path(folder)
-    arrays, meta = read_npz(first_of(folder, "state.npz", "state.previous.npz"))
+    """The Training whose folder this is, as it was when last saved. Raises UsageError if that is impossible.
+
+    changes: to its Config; only total_steps and stop_when_solved may differ from what they were.
+    """
+    folder, state = Path(folder), first_of(folder, "state.npz", "state.previous.npz")
+    if (folder / "policies").exists() and not state.exists():
+        raise UsageError(f"{folder} is of a training that was killed before it was first saved: delete it, start again")
+    arrays, meta = read_npz(state)
     try:
-        config = Config(**meta["config"] | changes)
+        saved = Config(**meta["config"])
+        config = replace(saved, **changes)
+        fixed = [f"{f.name} {old} -> {new}" for f in fields(Config) if f.name not in ("total_steps", "stop_when_solved")
+                 and (new := getattr(config, f.name)) != (old := getattr(saved, f.name))]
+        if fixed:
+            raise UsageError(f"a run goes on with its own configuration, without {', '.join(fixed)}")
         run = Training(config, env, device or meta["device"], threads or meta["threads"])
         run.restore(arrays, meta)
+        run.table_sizes = meta["table_sizes"]
     except (KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} cannot be resumed: {error!r}") from error
-    for name in TABLES:  # rows later than that state will be written again
-        if (folder / name).exists():
-            os.truncate(folder / name, meta["sizes"].get(name, 0))
+    if meta["machine"] != machine():
+        print(f"ddpg.py: {folder} was saved on {meta['machine']}: results may differ in their last bits", file=sys.stderr)
     return run
 
 
@@ -815,9 +920,8 @@ def parse(argv):
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {name}?" for name in near))
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
-    allowed = {"env", "env_kwargs", "max_episode_steps"} if options.eval else {"total_steps", "stop_when_solved"}
-    if (options.eval or options.resume) and (fixed := sorted(set(explicit) - allowed) + ["out"] * bool(options.out)):
-        refuse(f"--eval and --resume go with the run's own configuration, without {', '.join(fixed)}")
+    if options.eval and (fixed := explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}):
+        refuse(f"--eval goes with the policy's own configuration, without {', '.join(sorted(fixed))}")
     if options.episodes < 1:
         refuse("--episodes must be at least 1")
     return options, explicit
@@ -871,14 +975,14 @@ def train_command(options, explicit):
         run = Training(c, None, pick_device(options.device, c), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
-    if options.watch:
-        subprocess.Popen([sys.executable, viewer, folder, "--live"])
     c, quiet, signals = run.config, options.quiet or options.json, []
 
     def on_signal(number, frame):
         if signals:
             os._exit(128 + number)  # asked twice: leave at once, what is on disk stays as it is
         signals.append(number)
+        if run.evaluating:  # which may take long; a step is finished first
+            raise KeyboardInterrupt
 
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, on_signal)
@@ -888,14 +992,18 @@ def train_command(options, explicit):
     steps = record(run, folder)
     try:
         for _ in steps if quiet else watch(steps):
+            if run.step == 0 and options.watch:
+                subprocess.Popen([sys.executable, viewer, folder, "--live"])
             if signals:
                 break
+    except KeyboardInterrupt:
+        pass
     except EnvError as error:
-        raise EnvError(f"{error}\nthe agent of step {run.step:,} is saved in {folder}") from None
+        raise EnvError(f"{error}\nthe agent of step {run.step:,} is saved in {folder}") from error.__cause__
     finally:
         steps.close()  # which saves
         for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, signal.SIG_DFL)
+            signal.signal(number, signal.default_int_handler)
     if signals:
         say(f"\nStopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
         return 128 + signals[0]
@@ -935,8 +1043,13 @@ def main(argv=None):
         sys.path.append(os.getcwd())  # where the module of --env module:Id may be
         return (eval_command if options.eval else train_command)(options, explicit)
     except (UsageError, EnvError) as error:
+        if isinstance(error, EnvError) and error.__cause__:
+            traceback.print_exception(error.__cause__)
         print(f"ddpg.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except OSError as error:
+        print(f"ddpg.py: cannot save: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 
