@@ -21,7 +21,7 @@ DDPG (arXiv:1509.02971) learns a critic Q(s, a) by temporal differences and an a
 (arXiv:1802.09477) is DDPG with three independent switches: the smaller of two critics (`n_critics`), delayed actor and
 target updates (`policy_delay`) and noise on the target action (`target_noise`). One agent does both: at the values
 1, 1, 0 each switch is an identity. From top to bottom: configuration, replay, networks, noise, agent, policy files,
-environments, evaluation, training, command line.
+environments, training, a run's folder, command line.
 """
 
 import argparse
@@ -109,16 +109,13 @@ class Config:
     def __post_init__(self):
         if self.algo not in ALGOS:
             raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
-        made = {name: value for name, value in ALGOS[self.algo].items() if getattr(self, name) is None}
-        made["env_kwargs"] = self.env_kwargs or {}
-        for name in "hidden", "obs_scale":
-            value = getattr(self, name)
-            made[name] = tuple(value) if isinstance(value, list) else value  # as JSON has it
-        for name, value in made.items():
-            object.__setattr__(self, name, value)
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
             whole, item = get_origin(f.type) or f.type, (get_args(f.type) or [f.type])[0]
+            if value is None:
+                value = {} if whole is dict else ALGOS[self.algo].get(f.name)
+            value = tuple(value) if isinstance(value, list) else value  # as JSON has it
+            object.__setattr__(self, f.name, value)
             if whole in (str, bool, dict, tuple) and not isinstance(value, whole):
                 raise UsageError(f"{f.name}: {value!r} is not a {whole.__name__}")
             for v in value if whole is tuple else () if low is None or value is None else [value]:
@@ -273,9 +270,6 @@ def flatten(network):
     return network
 
 
-# ---------------------------------------------------------------------------------------------------- noise
-
-
 class Noise:
     """Exploration noise, one recurrence: x <- (1 - theta) x + sigma eps, with eps ~ N(0, 1) in each action dimension.
 
@@ -399,6 +393,7 @@ def descend(loss, network, optimizer):
 
 FORMAT = 1  # of policy files
 VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", "numpy")}
+MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # which decide the last bits of a result
 
 
 def write(path, save):
@@ -563,9 +558,6 @@ class Episode:
         return EnvError(f"{what}, at step {self.length} of the episode with seed {self.seed}")
 
 
-# ---------------------------------------------------------------------------------------------------- evaluation
-
-
 def evaluate(agent, make_env, seeds):
     """Run one deterministic episode per seed, side by side -> returns (N,), lengths (N,), in the order of `seeds`.
 
@@ -713,7 +705,7 @@ class Training:
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions)}
         return arrays, {name: getattr(self, name) for name in COUNTERS} | dict(
             config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(),
-            machine=machine(), returns=list(self.returns), seconds=time.perf_counter() - self.started,
+            machine=MACHINE, returns=list(self.returns), seconds=time.perf_counter() - self.started,
             rng=self.rng.bit_generator.state, updates=self.agent.updates, written=self.buffer.written)
 
     def restore(self, arrays, meta):
@@ -749,11 +741,6 @@ def train(config, env=None, out=None, device="cpu", threads=1):
 
 TABLES = "episodes.csv", "progress.csv"
 SAVE_EVERY = 60.0  # seconds between saves of the state, or 50 times as long as a save takes: at most 2 % of the time
-
-
-def machine():
-    """What decides the last bits of a result, beside configuration, device and number of threads."""
-    return VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def new_folder(folder):
@@ -879,7 +866,7 @@ def resume(folder, env=None, device=None, threads=None, **changes):
         run.table_sizes = meta["table_sizes"]
     except (KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} cannot be resumed: {error!r}") from error
-    if meta["machine"] != machine():
+    if meta["machine"] != MACHINE:
         print(f"ddpg.py: {folder} was saved on {meta['machine']}: results may differ in their last bits", file=sys.stderr)
     return run
 
@@ -920,6 +907,8 @@ def parse(argv):
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {name}?" for name in near))
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
+    if (options.eval or options.resume) and options.out:
+        refuse("--out is for a new run")
     if options.eval and (fixed := explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}):
         refuse(f"--eval goes with the policy's own configuration, without {', '.join(sorted(fixed))}")
     if options.episodes < 1:

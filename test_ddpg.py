@@ -1024,7 +1024,7 @@ def test_resuming_on_another_machine_warns_in_one_line(tmp_path, monkeypatch, ca
     folder = begin(Config.preset(**SHORT), tmp_path / "run")
     ddpg.resume(folder)
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(ddpg, "machine", lambda: {"cpu": "another"})
+    monkeypatch.setattr(ddpg, "MACHINE", {"cpu": "another"})
     ddpg.resume(folder)
     assert capsys.readouterr().err.count("\n") == 1
 
