@@ -4,6 +4,14 @@
     python ../ddpg.py --env regulator:Regulator-v0 --env-kwargs '{"d": 16}' --algo ddpg
     python regulator.py --d 16 --total-steps 5000          the final policies of 3 seeds over 100 test episodes
     python regulator.py --d 64 --total-steps 30000
+    python regulator.py --d 256 --total-steps 200000 --learning-starts 100000 --hidden 1024 --gamma 0 --reward-scale 1 \\
+        --actor-lr 3e-5 --critic-lr 3e-4 --noise-sigma 0.3
+
+Why so for 256: the score of a state hardly depends on one of 256 actions, so the critic learns its slopes only where
+actions are loud and many (100,000 uniformly random steps first), undisturbed by its own guesses of the future (gamma 0).
+In a trial apart from training, 15,000 updates on random steps, the cosine between its slopes and the true ones was 0.26
+after 50,000 steps and 0.52 after 200,000 with two layers of 256, 0.38 with layer norm, and 0.63 with one layer of 1,024. The actor must not saturate
+before the slopes are right, so it is slow.
 """
 
 import argparse

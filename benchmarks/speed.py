@@ -1,0 +1,348 @@
+"""How fast ddpg.py is, beside Stable-Baselines3 and CleanRL, and where the time goes. Prints Markdown tables.
+
+    python benchmarks/speed.py steps --python PEERS_PYTHON --cleanrl CLEANRL     training steps per second
+    python benchmarks/speed.py solve --python PEERS_PYTHON --cleanrl CLEANRL     seconds from process start to solved
+    python benchmarks/speed.py parts                                             update, act, sample, add, memory
+    python benchmarks/speed.py growth                                            cost of a step by size of things
+
+PEERS_PYTHON is an interpreter with stable-baselines3 (and, for CleanRL, tyro and tensorboard); CLEANRL is a checkout,
+whose two files run from copies with nothing changed but the widths. `--write FILE` keeps all rounds as JSON.
+
+Each program runs in a process of its own, one at a time, in turn. All are measured in the same way from outside: the
+environment that `gymnasium.make` gives them notes the time at two of its steps, both after learning began. Evaluation
+and logging are what each does by default; ours does not evaluate in `steps`. Peers take the environment's own reward.
+"""
+
+import argparse
+import json
+import os
+import platform
+import runpy
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import ddpg  # noqa: E402
+
+START, WARM_UP = time.perf_counter(), 1_000
+SOLVE = {"Pendulum-v1": (-160, 1_000), "LunarLanderContinuous-v3": (200, 5_000)}  # target, steps between evaluations
+ZOO = dict(learning_rate=1e-3, policy_kwargs=dict(net_arch=[400, 300]), batch_size=256, gamma=0.98, buffer_size=200_000,
+           learning_starts=10_000, train_freq=1, gradient_steps=1)  # rl-zoo's settings of DDPG and TD3 for both
+
+
+class Watched(gym.Wrapper):
+    """Calls `on_step(number of steps taken)` before each step."""
+
+    def __init__(self, env, on_step):
+        super().__init__(env)
+        self.on_step, self.count = on_step, 0
+
+    def step(self, action):
+        self.on_step(self.count)
+        self.count += 1
+        return self.env.step(action)
+
+
+class OldVector(gym.vector.SyncVectorEnv):
+    """Vector environments as CleanRL knows them, where the last observation comes along with the reset."""
+
+    def __init__(self, functions):
+        super().__init__(functions, autoreset_mode=gym.vector.AutoresetMode.SAME_STEP)
+
+    def step(self, actions):
+        *result, infos = super().step(actions)
+        return *result, {"final_observation": infos.get("final_obs")}
+
+
+def run_program(program, env, algo, threads, on_step, width=None, batch=None, cleanrl=None):
+    """Train with one program, in this process, until `on_step` ends it."""
+    torch.set_num_threads(threads)
+    make, first = gym.make, []
+
+    def make_watched(*args, **kwargs):
+        if first:  # environments for evaluation
+            return make(*args, **kwargs)
+        first.append(Watched(make(*args, **kwargs), on_step))
+        return first[0]
+
+    if program == "ours":
+        config = ddpg.Config(env=env, algo=algo, hidden=(width, width), batch_size=batch, learning_starts=WARM_UP,
+                             layer_norm=False, eval_every=0, total_steps=10**9)
+        count = 0
+        for _ in ddpg.Training(config, threads=threads):  # which makes a new environment for each episode
+            on_step(count)
+            count += 1
+    gym.make = make_watched
+    if program == "sb3":
+        import stable_baselines3
+
+        own = ZOO if width is None else dict(
+            policy_kwargs=dict(net_arch=[width, width]), batch_size=batch, learning_starts=WARM_UP, train_freq=1, gradient_steps=1)
+        env = gym.make(env)
+        if width is None:
+            noise = stable_baselines3.common.noise.NormalActionNoise(np.zeros(env.action_space.shape), 0.1 * np.ones(env.action_space.shape))
+            own = own | dict(action_noise=noise)
+        run_program.model = model = getattr(stable_baselines3, algo.upper())("MlpPolicy", env, seed=0, device="cpu", **own)
+        model.learn(10**9)
+    gym.vector.SyncVectorEnv = OldVector
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        text = Path(cleanrl, "cleanrl", f"{algo}_continuous_action.py").read_text()
+        if width is not None:
+            assert text.count("256") == 9, "other than the file that this was written for"
+            text = text.replace("256", str(width))
+        Path("program.py").write_text(text)
+        sys.path.insert(0, cleanrl)
+        flags = [] if width is None else ["--learning-starts", str(WARM_UP), "--batch-size", str(batch)]
+        sys.argv = ["program.py", "--env-id", env, "--total-timesteps", "1000000", "--no-cuda", *flags]
+        runpy.run_path("program.py", run_name="__main__")
+
+
+def child_steps(last, **program):
+    """Prints training steps per second between step WARM_UP + 200 and `last`."""
+
+    def on_step(count):
+        if count == WARM_UP + 200:
+            on_step.began = time.perf_counter()
+        if count == last:
+            print(json.dumps((last - WARM_UP - 200) / (time.perf_counter() - on_step.began)), flush=True)
+            os._exit(0)
+
+    run_program(on_step=on_step, **program)
+
+
+def child_solve(program, env, algo, max_seconds, **more):
+    """Prints the seconds until 20, then 100 evaluation episodes reach the target, as `ddpg.py` counts, and the step."""
+    (target, every), make = SOLVE[env], gym.make
+    seeds = range(ddpg.SELECTION_SEEDS, ddpg.SELECTION_SEEDS + 100)
+
+    class Policy:
+        def act(self, obs):
+            if program == "sb3":
+                return run_program.model.predict(obs, deterministic=True)[0]
+            with torch.no_grad():
+                return sys.modules["__main__"].actor(torch.Tensor(obs)).numpy()
+
+    def on_step(count):
+        seconds = time.perf_counter() - START + float(os.environ["IMPORTS"])
+        solved = count and count % every == 0 and all(
+            ddpg.evaluate(Policy(), lambda: make(env), seeds[:n])[0].mean() >= target for n in (20, 100))
+        if solved or seconds > max_seconds:
+            print(json.dumps(dict(seconds=seconds, step=count, solved=bool(solved))), flush=True)
+            os._exit(0)
+
+    run_program(program, env, algo, on_step=on_step, **more)
+
+
+def in_a_process(python, child, timeout, **settings):
+    """Run a `child_` function of this file in a new process -> what it prints."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(settings["threads"]), "MKL_NUM_THREADS": str(settings["threads"]), "IMPORTS": "2"}
+    command = [python, __file__, "child", child, json.dumps(settings)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+    if result.returncode:
+        raise RuntimeError(f"{settings}: {result.stderr[-2000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def steps(options):
+    """Training steps per second, in turn; the medians, and the medians of the ratios of each round."""
+    report = {}
+    programs = ["ours", *["sb3"] * bool(options.python), *["cleanrl"] * bool(options.cleanrl)]
+    for width, batch, last in (64, 64, 3_200), (256, 256, 1_800):
+        print(f"\nwidths {width}-{width}, batch {batch}, Pendulum-v1: training steps per second with 1 / 2 threads\n")
+        print("| | " + " | ".join(programs) + " | ours / sb3 | ours / CleanRL |\n|---" * 1 + "|" + "---|" * (len(programs) + 2))
+        for algo in "td3", "ddpg":
+            rounds = {(p, t): [] for p in programs for t in (1, 2)}
+            for _ in range(options.rounds):
+                for program, threads in rounds:
+                    python = sys.executable if program == "ours" else options.python
+                    rounds[program, threads].append(in_a_process(
+                        python, "steps", 600, program=program, env="Pendulum-v1", algo=algo, threads=threads, width=width,
+                        batch=batch, last=last, cleanrl=options.cleanrl))
+            median = {key: statistics.median(values) for key, values in rounds.items()}
+            best = {p: max((1, 2), key=lambda t: median[p, t]) for p in programs}  # the better number of threads of each
+            ratios = [statistics.median(a / b for a, b in zip(rounds["ours", best["ours"]], rounds[p, best[p]])) for p in programs[1:]]
+            print(f"| {algo} | " + " | ".join(f"{median[p, 1]:.0f} / {median[p, 2]:.0f}" for p in programs) + " | "
+                  + " | ".join(f"{r:.1f}" for r in ratios) + " |", flush=True)
+            report[f"{algo} {width}"] = {f"{p} {t}": values for (p, t), values in rounds.items()} | dict(zip(programs[1:], ratios))
+    return report
+
+
+def solve(options):
+    """Seconds from process start to a confirmed target."""
+    report, (target, _) = [], SOLVE[options.env]
+    for seed in range(options.rounds):
+        row = {}
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            flags = ["--env", options.env, "--seed", seed, "--solved-at", target, "--json", "--out", Path(folder) / "run"]
+            result = subprocess.run([sys.executable, ROOT / "ddpg.py", *map(str, flags)], capture_output=True, text=True, check=True)
+            row["ours"] = dict(seconds=time.perf_counter() - began, **json.loads(result.stdout))
+        for name, algo in ("sb3", "ddpg"), ("sb3", "td3"), ("cleanrl", "ddpg"), ("cleanrl", "td3"):
+            if (options.python if name == "sb3" else options.cleanrl) and seed < options.peer_rounds:
+                row[f"{name} {algo}"] = in_a_process(options.python, "solve", 2 * options.max_seconds, program=name, env=options.env,
+                                                     algo=algo, threads=2, max_seconds=options.max_seconds, cleanrl=options.cleanrl)
+        print(f"seed {seed}: " + ", ".join(f"{k} {'' if v['solved'] else '> '}{v['seconds']:.1f} s" for k, v in row.items()), flush=True)
+        report.append(row)
+    return report
+
+
+def timed(function, seconds=0.4):
+    """Seconds that a call takes: the smallest median of five series."""
+    function()
+    began = time.perf_counter()
+    function()
+    n = max(3, int(seconds / 5 / (time.perf_counter() - began + 1e-7)))
+    series = []
+    for _ in range(5):
+        times = []
+        for _ in range(n):
+            began = time.perf_counter()
+            function()
+            times.append(time.perf_counter() - began)
+        series.append(statistics.median(times))
+    return min(series)
+
+
+def products(algo, width, batch, obs_dim, act_dim):
+    """The matrix products that an update cannot do without: [(how often, function)]."""
+    n, both, wide = (2 if algo == "td3" else 1), obs_dim + act_dim, width
+
+    def product(copies, a, b, c):
+        x, y, out = torch.randn(copies, a, b), torch.randn(copies, b, c), torch.empty(copies, a, c)
+        return lambda: torch.bmm(x, y, out=out)
+
+    def network(copies, first, last, forward=0, parameters=0, inputs=0):
+        shapes = [(first, wide), (wide, wide), (wide, last)]
+        work = [(forward, product(copies, batch, i, o)) for i, o in shapes]
+        work += [(parameters, product(copies, i, batch, o)) for i, o in shapes]
+        work += [(inputs, product(copies, batch, o, i)) for i, o in shapes[1:]]
+        return work
+
+    every = 1 / ddpg.ALGOS[algo]["policy_delay"]
+    work = network(1, obs_dim, act_dim, forward=1 + every, parameters=every, inputs=every)  # target actor; actor
+    work += network(n, both, 1, forward=2, parameters=1, inputs=1)  # target critics; critics
+    work += network(1, both, 1, forward=every, inputs=every) + [(every, product(1, batch, wide, act_dim))]  # what the actor climbs
+    return [(count, function) for count, function in work if count]
+
+
+def agent_of(config, obs_dim=3, act_dim=1, rows=10_000):
+    agent = ddpg.Agent(obs_dim, [-1.0] * act_dim, [1.0] * act_dim, config)
+    buffer = ddpg.ReplayBuffer(max(rows, 1_000), obs_dim, act_dim, config.n_step, config.gamma)
+    buffer.rows.normal_()
+    buffer.written = len(buffer.rows)
+    return agent, buffer
+
+
+def parts(options):
+    """Where the time of a step goes."""
+    torch.set_flush_denormal(True)
+    report = {}
+    print("\n| | threads | update | its bare matrix products | ratio |\n|---|---|---|---|---|")
+    for algo, width, batch, threads in [(a, *s) for a in ("td3", "ddpg") for s in ((256, 256, 1), (256, 256, 2), (64, 64, 1))]:
+        torch.set_num_threads(threads)
+        agent, buffer = agent_of(ddpg.Config(algo=algo, hidden=(width, width), batch_size=batch, layer_norm=False))
+        work, updates, bare = products(algo, width, batch, 3, 1), [], []
+
+        def two_updates():
+            agent.update(buffer.sample(batch))
+            agent.update(buffer.sample(batch))
+
+        for _ in range(options.rounds):
+            updates.append(timed(two_updates) / 2)
+            bare.append(sum(count * timed(function, 0.05) for count, function in work))
+        ratio = statistics.median(u / b for u, b in zip(updates, bare))
+        update, bare = statistics.median(updates), statistics.median(bare)
+        print(f"| {algo} {width}-{width}, batch {batch} | {threads} | {update * 1e6:.0f} us | {bare * 1e6:.0f} us | {ratio:.2f} |", flush=True)
+        report[f"{algo} {width} {threads}"] = dict(update=update, products=bare, ratio=ratio)
+    torch.set_num_threads(1)
+    agent, buffer = agent_of(ddpg.Config(hidden=(64, 64), batch_size=64, layer_norm=False))
+    obs, act = np.zeros(3, np.float32), np.zeros(1, np.float32)
+    times = {"act": timed(lambda: agent.policy(obs))}
+    for rows in 1_000, 10_000, 100_000, 1_000_000:
+        _, buffer = agent_of(agent.config, rows=rows)
+        times[f"sample, {rows:,} rows"] = timed(lambda: buffer.sample(64, agent.generator))
+        times[f"add, {rows:,} rows"] = timed(lambda: buffer.add(obs, act, 1.0, obs, False, False))
+    config, began = ddpg.Config(hidden=(64, 64), batch_size=64, layer_norm=False, learning_starts=200, eval_every=0, total_steps=3_200), 0
+    for run in ddpg.Training(config):
+        began = time.perf_counter() if run.step == 1_200 else began
+    step = (time.perf_counter() - began) / 2_000
+    print(f"\na training step, TD3, 64-64, batch 64: {step * 1e6:.0f} us; of it\n\n| | us | share |\n|---|---|---|")
+    for name, value in times.items():
+        print(f"| {name} | {value * 1e6:.1f} | {value / step:.1%} |")
+    script = """if True:
+        import sys, torch, numpy, gymnasium
+        rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096 / 1e6
+        before = rss()
+        sys.path.insert(0, sys.argv[1])
+        import ddpg
+        run = ddpg.Training(ddpg.Config.preset('LunarLanderContinuous-v3', eval_every=0))
+        run.buffer.rows.zero_()
+        run.buffer.written = len(run.buffer.rows)
+        for _ in run:
+            if run.step == 4_000: break
+        print(before, rss(), run.buffer.rows.nbytes / 1e6, run.buffer.rows.shape[1])"""
+    result = subprocess.run([sys.executable, "-c", script, ROOT], capture_output=True, text=True, check=True, timeout=300)
+    before, after, buffer, columns = map(float, result.stdout.split())
+    print(f"\nmemory with 1,000,000 lander rows of {columns:.0f} x 4 bytes: {after - before:.0f} MB over the bare imports, "
+          f"{buffer:.0f} MB of them the buffer")
+    return report | dict(step=step, times=times, memory=dict(imports=before, training=after, buffer=buffer))
+
+
+def growth(options):
+    """The cost of a step as one thing grows."""
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+    base, report = dict(batch_size=128, width=128, n_step=1, rows=10_000), {}
+    sizes = dict(batch_size=(32, 128, 512, 2048, 4096), width=(32, 64, 128, 256, 512, 1024), n_step=(1, 3, 5, 10),
+                 rows=(1_000, 10_000, 100_000, 1_000_000))
+    print("\nTD3 128-128, batch 128, 10,000 rows, but for:\n\n| | us per update, sample and add |\n|---|---|")
+    for name, values in sizes.items():
+        for value in values:
+            s = base | {name: value}
+            config = ddpg.Config(hidden=(s["width"],) * 2, batch_size=s["batch_size"], n_step=s["n_step"], layer_norm=False)
+            agent, buffer = agent_of(config, rows=s["rows"])
+            obs, act = np.zeros(3, np.float32), np.zeros(1, np.float32)
+
+            def two_steps():
+                for _ in range(2):
+                    buffer.add(obs, act, 1.0, obs, False, False)
+                    agent.update(buffer.sample(s["batch_size"], agent.generator))
+
+            report[f"{name} {value}"] = timed(two_steps, 1.5) / 2
+            print(f"| {name} {value:,} | {report[f'{name} {value}'] * 1e6:,.0f} |", flush=True)
+    return report
+
+
+def main():
+    if sys.argv[1:2] == ["child"]:
+        return globals()[f"child_{sys.argv[2]}"](**json.loads(sys.argv[3]))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("steps", "solve", "parts", "growth"))
+    parser.add_argument("--python", help="interpreter with stable-baselines3")
+    parser.add_argument("--cleanrl", help="checkout of CleanRL")
+    parser.add_argument("--env", default="Pendulum-v1", choices=SOLVE, help="of solve")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peer-rounds", type=int, default=10**6, help="of solve: peers only in the first rounds")
+    parser.add_argument("--max-seconds", type=float, default=600, help="of solve: when to give a program up")
+    parser.add_argument("--write", help="write everything to this JSON file")
+    options = parser.parse_args()
+    report = globals()[options.what](options)
+    if options.write:
+        cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.processor())
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        head = dict(cpu=cpu, cores=os.cpu_count(), instructions=torch.backends.cpu.get_cpu_capability(), versions=ddpg.VERSIONS, commit=commit)
+        Path(options.write).write_text(json.dumps(head | {"rounds": options.rounds, options.what: report}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
