@@ -915,7 +915,7 @@ def make_run(folder, env=PENDULUM, snapshots=4):
 
 def age(folder):
     """As if the training had ended an hour ago, so that it is not followed."""
-    for path in folder.rglob("*"):
+    for path in folder, *folder.rglob("*"):
         os.utime(path, (time.time() - 3600,) * 2)
 
 
@@ -939,11 +939,15 @@ def open_window(target, *flags, size=(1000, 640)):
     return window
 
 
+pressed = set()  # every key and character that a test has sent
+
+
 def post(window, *events):
     """Events the way they really come, through the queue."""
     pygame.event.clear()
     for event in events:
         pygame.event.post(event)
+        pressed.update({event.key, event.unicode.lower()} if event.type == pygame.KEYDOWN else ())
     for event in pygame.event.get():
         window.attempt(window.handle, event)
 
@@ -1073,6 +1077,7 @@ def test_summary_leaves_assisted_episodes_out():
 
 def test_every_key(run, tmp_path):
     w = open_window(run)
+    pressed.clear()
     assert step_shown(w) == 2000 and not w.follow  # the best of a finished run
 
     def differs(act):
@@ -1154,6 +1159,7 @@ def test_every_key(run, tmp_path):
     press(w, pygame.K_q, "q")
     assert not w.alive
     assert w.notice_for <= 0 or w.notice.startswith("saved")
+    assert set(viewer.ACTION_OF) <= pressed
 
 
 def test_keys_that_repeat(run):

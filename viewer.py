@@ -50,41 +50,40 @@ class Run(NamedTuple):
     """What there is on disk of a training."""
 
     policies: dict  # training step -> policy file, in order
-    best: int | None  # the step of the best policy
+    best: int  # the step of the best policy, or of the newest one where none has been evaluated
     curve: list  # of (step, mean return of the evaluation)
-
-    def choose(self, newest=False):
-        """The file of the best policy, or of the newest one."""
-        return self.policies[max(self.policies) if newest or self.best is None else self.best]
 
 
 def find(target):
     """The path of a run's folder or a policy file; None stands for the newest run."""
+    if target is not None:
+        if not Path(target).exists():
+            raise ValueError(f"{target}: no such file or folder")
+        return Path(target)
     runs = [config.parent for config in Path("runs").glob("**/config.json")]
-    if target is None and not runs:
+    if not runs:
         raise ValueError("there is no run under runs/ yet. Train one first:\n  python ddpg.py --env Pendulum-v1")
-    if target is not None and not Path(target).exists():
-        raise ValueError(f"{target}: no such file or folder")
-    return Path(target or max(runs, key=lambda folder: folder.stat().st_mtime))  # writing in a folder dates it
+    return max(runs, key=lambda folder: folder.stat().st_mtime)  # writing a file in it also dates the folder
 
 
-def read_run(path):
-    """The Run of a folder, or that a policy file belongs to, as it is now: it may be under way, or just deleted."""
-    folder, curve = path, []
-    if path.is_file():
-        folder = next((parent for parent in path.resolve().parents[:2] if (parent / "config.json").exists()), None)
-        if folder is None:
-            return Run({step_of(path) or 0: path}, None, [])
+def read_run(folder):
+    """The Run in a folder as it is now, or of a policy file alone; None without policies, as when it was deleted."""
+    if folder.is_file():
+        step = step_of(folder) or 0
+        return Run({step: folder}, step, [])
     policies = {int(file.stem): file for file in folder.glob("policies/*.npz") if file.stem.isdigit()}
     for file in folder / "last.npz", folder / "best.npz":
         policies[best := step_of(file)] = file
     policies.pop(None, None)
+    if not policies:
+        return None
+    curve = []
     try:
-        with open(folder / "progress.csv", newline="") as table:
-            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(table)]
+        with open(folder / "progress.csv", newline="") as file:
+            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
     except (OSError, KeyError, TypeError, ValueError):
         pass  # none yet, or its last line is being written
-    return Run(dict(sorted(policies.items())), best, curve)
+    return Run(dict(sorted(policies.items())), max(policies) if best is None else best, curve)
 
 
 def step_of(path):
@@ -195,7 +194,7 @@ class Player:
             self.episode = ddpg.Episode(self.env, self.seed)
         if self.row:
             self.results.remove(self.row)  # it will end again
-        self.t, self.row, self.assisted, self.picture = 0, None, False, None
+        self.t, self.over, self.assisted, self.row, self.picture = 0, False, False, None, None
         self.rewards, self.trail, self.values = [], [self.episode.obs], []
         while self.t < t:
             self.step()
@@ -220,15 +219,12 @@ class Player:
         self.t, self.picture, self.assisted = self.t + 1, None, self.assisted or assisted
         self.rewards.append(rew)
         self.trail.append(obs)
+        self.over = terminated or truncated
         if self.over:
             self.row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
                         "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
                         "deterministic": not self.noisy, "assisted": self.assisted}
             self.results.append(self.row)
-
-    @property
-    def over(self):
-        return self.episode.over
 
     def frame(self):
         """The picture of the present step, (height, width, 3) uint8."""
@@ -305,6 +301,13 @@ def split(rect, sizes, across=False):
     return parts
 
 
+def table(rect, n, columns):
+    """The Rects of `n` cells in columns, one column after the other."""
+    rows = -(-n // columns)
+    return [cell for column in split(rect, [None] * columns, across=True)
+            for cell in split(column.inflate(-10, 0), [None] * rows)]
+
+
 @functools.lru_cache
 def font(px):
     return pygame.font.Font(None, px)
@@ -376,12 +379,9 @@ def draw_gauges(surface, rect, player, act, helped, px):
         pygame.draw.line(surface, TEXT, (bar.centerx, bar.y), (bar.centerx, bar.bottom - 1))
 
 
-def draw_numbers(surface, rect, names, values, columns, px):
-    """Names and values, column by column."""
-    rows = -(-len(names) // columns)
-    cells = [cell for column in split(rect, [None] * columns, across=True) for cell in split(column, [px + 4] * rows)]
-    for cell, name, value in zip(cells, names, values):
-        text_pair(surface, cell.inflate(-px // 2, 0), name, f"{value:+.2f}", px)
+def draw_observation(surface, rect, player, px):
+    for cell, name, value in zip(table(rect, len(player.trail[0]), 2), player.known.observations, player.trail[-1]):
+        text_pair(surface, cell, name, f"{value:+.2f}", px)
 
 
 ANGLES, VELOCITIES = (-np.pi, np.pi), (-8, 8)  # of the pendulum
@@ -415,7 +415,6 @@ def draw_panel(surface, rect, player, episode, show_map, px):
     """Return, critic, reward, action, observation and policy map of a player, as many of them as there is room for."""
     t, line, q = player.t, px + 4, player.predicted()
     act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
-    names, columns = player.known.observations, 2 if len(player.known.observations) < 9 else 3
     plot = functools.partial(draw_plot, length=player.limit if 0 < player.limit <= 400 else max(100, t), px=px)
     q_curves = [(q, ORANGE, False)] + ([(player.realised(), BLUE, True)] if player.over else [])
     sections = [  # title, its color, text on its right, its color, height below it or None for a share, its drawing
@@ -425,8 +424,8 @@ def draw_panel(surface, rect, player, episode, show_map, px):
          None, functools.partial(plot, curves=[(player.rewards, BLUE, False)])),
         ("action", DIM, "yours" if helped else "", YELLOW,
          line * len(act), functools.partial(draw_gauges, player=player, act=act, helped=helped, px=px)),
-        ("observation", DIM, "", TEXT, line * -(-len(names) // columns),
-         functools.partial(draw_numbers, names=names, values=player.trail[-1], columns=columns, px=px))]
+        ("observation", DIM, "", TEXT,
+         line * -(-len(player.trail[0]) // 2), functools.partial(draw_observation, player=player, px=px))]
     if show_map and player.known is KNOWN["Pendulum"]:
         sections.append(("torque over angle, velocity", DIM, "orange is +", ORANGE,
                          None, functools.partial(draw_map, player=player)))
@@ -461,7 +460,7 @@ def draw_timeline(surface, rect, run, current, follow, px):
         steps, means = np.array(run.curve).T
         heights = base - 8 - (means - means.min()) / max(np.ptp(means), 1e-9) * (rect.h - 26)
         pygame.draw.lines(surface, BLUE, False, list(zip(x_of(steps), heights)), 2)
-    if run.best is not None:
+    if run.curve:
         text(surface, pygame.Rect(x_of(run.best) - px, base - 6 - px, 2 * px, px), "B", px, YELLOW, 0.5)
     pygame.draw.circle(surface, ORANGE, (x_of(current), base), px // 3 + 1, 3)
     if follow:
@@ -473,12 +472,11 @@ def draw_help(surface, px):
     w, h = surface.get_size()
     size = lambda columns: min(px + 6, w // columns // 13, int(0.8 * h / -(-len(KEYS) // columns)))
     columns = max((1, 2, 3), key=size)
-    px, rows = size(columns), -(-len(KEYS) // columns)
-    table = pygame.Rect(0, 0, 13 * px * columns, rows * int(px / 0.8))
-    table.center = surface.get_rect().center
-    cells = [cell for column in split(table, [None] * columns, across=True) for cell in split(column, [None] * rows)]
-    for cell, (keys, _, meaning) in zip(cells, KEYS):
-        left, right = split(cell.inflate(-px // 2, 0), [5 * px, None], across=True)
+    px = size(columns)
+    rect = pygame.Rect(0, 0, 13 * px * columns, int(px / 0.8) * -(-len(KEYS) // columns))
+    rect.center = surface.get_rect().center
+    for cell, (keys, _, meaning) in zip(table(rect, len(KEYS), columns), KEYS):
+        left, right = split(cell, [5 * px, None], across=True)
         text(surface, left, keys, px, YELLOW)
         text(surface, right, meaning, px)
 
@@ -504,7 +502,8 @@ class Gif:
         self.stride, self.duration = (1, 50) if fps < 40 else (round(fps / 25), 40)
 
     def add(self, surface, last):
-        size = 640, 640 * surface.get_height() // surface.get_width()
+        w, h = surface.get_size()
+        size = self.frames[0].size if self.frames else (640, 640 * h // w)
         data = pygame.image.tobytes(pygame.transform.smoothscale(surface, size), "RGB")
         self.frames.append(self.image.frombytes("RGB", size, data).quantize(128))
         self.durations.append(1500 if last else self.duration)
@@ -550,6 +549,7 @@ NAMED = dict(Space=pygame.K_SPACE, Left=pygame.K_LEFT, Right=pygame.K_RIGHT, Bac
              Tab=pygame.K_TAB, F1=pygame.K_F1, Esc=pygame.K_ESCAPE)
 ACTION_OF = {NAMED.get(key, key.lower()): action for keys, action, _ in KEYS if action for key in keys.split()}
 REPEATING = "step_by", "change_speed", "choose"  # while their key is held
+SIZE = 1000, 640  # of a new window
 SPEEDS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 1000]  # the last is as fast as it goes
 
 
@@ -571,7 +571,7 @@ class Window:
         return [player for player in (self.player, self.pinned) if player]
 
     def say(self, message, seconds=5.0):
-        self.notice, self.notice_for, self.dirty = str(message), seconds, True
+        self.notice, self.notice_for, self.dirty = message, seconds, True
 
     def attempt(self, act, *arguments):
         """Whatever goes wrong is a notice, and what was flying flies on -> whether it went well."""
@@ -579,23 +579,24 @@ class Window:
             act(*arguments)
             return True
         except Exception as error:
-            self.say(error)
+            self.say(str(error) or repr(error))
 
     def open(self, target):
-        """Show a policy, or the best one of a run; with --live, the newest, and from then on each new one."""
+        """Show a policy, or the best one of a run; of a training that is under way the newest, and each new one."""
         path = find(target)
-        run, follow = read_run(path), path.is_dir() and self.options.live
-        if not run.policies and not follow:
+        run, under_way = read_run(path), path.is_dir() and time.time() - path.stat().st_mtime < 60
+        follow = self.options.live or under_way
+        if run:
+            self.show(run.policies[max(run.policies) if follow else run.best])
+        elif self.options.headless or not self.options.live:
             raise ValueError(f"{path} is not the folder of a run, or has no policies yet")
-        if run.policies:
-            self.show(path if path.is_file() else run.choose(newest=follow))
         self.path, self.run, self.follow = path, run, follow
-        self.say(path)
+        self.say(str(path))
 
     def show(self, path):
         """Replay the same episode with the policy of another file."""
-        player = Player(ddpg.load(path), self.options.env, True, self.noisy, self.results)
-        player.start(self.seed)
+        player = Player(ddpg.load(path), self.options.env, self.options.drawn, self.noisy, self.results)
+        player.start(self.seed)  # what fails here leaves the old one flying
         self.player = player
         if self.pinned and self.pinned.env_id != player.env_id:
             self.pinned = None
@@ -635,7 +636,7 @@ class Window:
                     previous=max((step for step in steps if step < now), default=None),
                     next=min((step for step in steps if step > now), default=None))[which]
         if step is None:
-            raise ValueError(f"there is no {which} policy")
+            raise ValueError(f"there is no {which} snapshot")
         self.show(self.run.policies[step])
         self.follow = which == "newest"
 
@@ -664,7 +665,7 @@ class Window:
 
     def full_screen(self):
         full = self.surface.get_flags() & pygame.FULLSCREEN
-        size, flags = (self.options.size, pygame.RESIZABLE) if full else ((0, 0), pygame.FULLSCREEN)
+        size, flags = (SIZE, pygame.RESIZABLE) if full else ((0, 0), pygame.FULLSCREEN)
         self.surface = pygame.display.set_mode(size, flags)
 
     def quit(self):
@@ -737,7 +738,7 @@ class Window:
     def poll(self):
         """See whether the training has written something new."""
         run, old = read_run(self.path), self.run
-        if run == old or not run.policies:  # none: not yet, or the folder is gone
+        if not run or run == old:
             return
         self.run, self.dirty, newest = run, True, max(run.policies)
         if not self.player:
@@ -854,14 +855,14 @@ class Window:
             clock.tick(60)
 
 
-def open_display(size):
+def open_display():
     """A window on the screen. Without a screen SDL would open one that nobody sees: that is refused."""
     try:
         pygame.display.init()
         pygame.font.init()
         if pygame.display.get_driver() in ("offscreen", "dummy") and not os.environ.get("SDL_VIDEODRIVER"):
             raise pygame.error("no screen found")
-        return pygame.display.set_mode(size, pygame.RESIZABLE)
+        return pygame.display.set_mode(SIZE, pygame.RESIZABLE)
     except pygame.error as error:
         raise ValueError(f"cannot open a window: {error}\nwithout one: --headless, --png FILE or --gif FILE") from None
 
@@ -869,7 +870,7 @@ def open_display(size):
 def watch(options):
     """The window: on the screen at once, while torch is loading."""
     path = find(options.run)
-    window, loading = Window(open_display(options.size), options), ThreadPoolExecutor(1).submit(import_ddpg)
+    window, loading = Window(open_display(), options), ThreadPoolExecutor(1).submit(import_ddpg)
     pygame.display.set_caption("viewer.py")
     print(f"viewer.py: {path}", flush=True)
     while not loading.done():
@@ -897,22 +898,20 @@ def headless(options):
     path = find(options.run)
     import_ddpg()
     pygame.font.init()
-    window = Window(pygame.Surface(options.size), options)
-    run = window.run = read_run(path)
-    if not run.policies:
-        raise ValueError(f"{path} is not the folder of a run, or has no policies yet")
-    files = [path if path.is_file() else run.choose()]
+    window = Window(pygame.Surface(SIZE), options)
+    window.open(path)
+    files = [window.run.policies[window.run.best]]
     if options.tour is not None:
-        files = list(run.policies.values())
+        files = list(window.run.policies.values())
         chosen = np.linspace(0, len(files) - 1, options.tour or len(files)).round().astype(int)
         files = [files[i] for i in np.unique(chosen)]
+    if options.gif:
+        window.film = Gif(options.gif, window.player.fps)
+    window.episode, window.notice_for = 0, 0.0
     for file in files:
-        drawn = bool(options.png or options.gif)
-        player = window.player = Player(ddpg.load(file), options.env, drawn, options.noisy, window.results)
-        if options.gif:
-            window.film = window.film or Gif(options.gif, player.fps)
         for window.seed in range(options.seed, options.seed + options.episodes):
-            window.restart()
+            window.show(file)
+            player = window.player
             while not player.over:
                 window.step()
             line = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}".format(**player.row)
@@ -933,10 +932,6 @@ def headless(options):
 
 
 def parse(argv):
-    def size(string):
-        w, h = map(int, string.split("x"))
-        return w, h
-
     def refuse(message):
         raise ValueError(f"{message}; --help lists all flags")
 
@@ -948,7 +943,6 @@ def parse(argv):
     add("--seed", type=int, default=0, help="the first episode's seed; the next ones follow (default 0)")
     add("--live", action="store_true", help="follow the newest policy of a training from the start")
     add("--noisy", action="store_true", help="with the exploration noise of the training")
-    add("--size", type=size, default=(1000, 640), metavar="WxH", help="of the window or picture (default 1000x640)")
     add("--headless", action="store_true", help="no window: play and print")
     add("--episodes", type=int, metavar="N", help="episodes without a window (default 20; in tours and films 1)")
     add("--json", action="store_true", help="without a window: lines of JSON")
@@ -958,6 +952,7 @@ def parse(argv):
     options = parser.parse_args(argv)
     short = bool(options.png or options.gif or options.tour is not None)
     options.headless = options.headless or options.json or short
+    options.drawn = bool(options.png or options.gif or not options.headless)
     options.episodes = max(1, options.episodes or (1 if short else 20))
     return options
 
@@ -973,7 +968,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        print("\n".join(f"viewer.py: {error}".splitlines()[:3]), file=sys.stderr)
+        print("\n".join(f"viewer.py: {str(error) or repr(error)}".splitlines()[:3]), file=sys.stderr)
         return 2
 
 
