@@ -1321,6 +1321,20 @@ def test_pillow_missing_is_a_notice(run, monkeypatch):
     assert "pip install pillow" in w.notice and not w.film
 
 
+def test_a_film_of_two_ends_with_the_longer_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    w = open_window(make_policy(tmp_path / "a.npz", LANDER, seed=1))
+    w.pin()
+    w.show(make_policy(tmp_path / "b.npz", LANDER, step=5, scale=0.0))
+    w.record_gif()
+    while not w.over:
+        w.step()
+    lengths = [player.t for player in w.players]
+    assert lengths[0] != lengths[1] and len(w.film.frames) == -(-max(lengths) // 2)
+    assert w.film.durations == [40] * (len(w.film.frames) - 1) + [1500]
+    assert [row["length"] for row in w.results] == sorted(lengths)
+
+
 def test_closing_an_environment_leaves_the_window_open(run):
     w = open_window(run)
     pixels(w)

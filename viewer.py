@@ -505,7 +505,12 @@ class Gif:
         w, h = surface.get_size()
         size = self.frames[0].size if self.frames else (640, 640 * h // w)
         data = pygame.image.tobytes(pygame.transform.smoothscale(surface, size), "RGB")
-        self.frames.append(self.image.frombytes("RGB", size, data).quantize(128))
+        frame = self.image.frombytes("RGB", size, data)
+        if not self.frames:  # one palette for all, so that only what moves takes space: its colors, and some of any kind
+            self.palette = frame.quantize(128)
+            others = [85 * channel for color in np.ndindex(4, 4, 4) for channel in color]
+            self.palette.putpalette(self.palette.getpalette()[:384] + others)
+        self.frames.append(frame.quantize(palette=self.palette, dither=0))
         self.durations.append(1500 if last else self.duration)
 
     def save(self):
@@ -569,6 +574,10 @@ class Window:
     @property
     def players(self):
         return [player for player in (self.player, self.pinned) if player]
+
+    @property
+    def over(self):
+        return all(player.over for player in self.players)
 
     def say(self, message, seconds=5.0):
         self.notice, self.notice_for, self.dirty = message, seconds, True
@@ -732,8 +741,8 @@ class Window:
         if self.poll_in <= 0:
             self.poll_in = 0.5
             self.poll()
-        if not (self.paused or self.show_help or not self.player or self.attempt(self.play, dt)):
-            self.paused = True  # what raised would raise again
+        if self.player and not self.paused and not self.show_help:
+            self.paused = not self.attempt(self.play, dt)  # what raised would raise again
 
     def poll(self):
         """See whether the training has written something new."""
@@ -751,7 +760,7 @@ class Window:
         began = time.perf_counter()
         self.owed += min(dt, 0.25) * self.player.fps * self.speed
         self.seconds += dt
-        while self.owed >= 1 and not all(player.over for player in self.players):
+        while self.owed >= 1 and not self.over:
             self.step(*self.touch())
             self.owed, self.steps = self.owed - 1, self.steps + 1
             if time.perf_counter() - began > 0.02:
@@ -767,10 +776,10 @@ class Window:
         for player in self.players:
             if not player.over:
                 player.step(act, push_by)
-        self.dirty, over = True, self.player.over
-        if self.film and (over or self.player.t % self.film.stride == 0):
+        self.dirty = True
+        if self.film and (self.over or max(player.t for player in self.players) % self.film.stride == 0):
             self.draw()
-            self.film.add(self.surface, over)
+            self.film.add(self.surface, self.over)
 
     # ---- picture
 
@@ -911,11 +920,11 @@ def headless(options):
     for file in files:
         for window.seed in range(options.seed, options.seed + options.episodes):
             window.show(file)
-            player = window.player
-            while not player.over:
+            while not window.over:
                 window.step()
-            line = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}".format(**player.row)
-            print(json.dumps(player.row) if options.json else line)
+            row = window.results[-1]
+            line = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}".format(**row)
+            print(json.dumps(row) if options.json else line)
     try:
         if options.png:
             window.draw()
