@@ -506,7 +506,7 @@ class Gif:
         size = self.frames[0].size if self.frames else (640, 640 * h // w)
         data = pygame.image.tobytes(pygame.transform.smoothscale(surface, size), "RGB")
         frame = self.image.frombytes("RGB", size, data)
-        if not self.frames:  # one palette for all, so that only what moves takes space: its colors, and some of any kind
+        if not self.frames:  # one palette for all, so that only what moves takes space: the first colors and others
             self.palette = frame.quantize(128)
             others = [85 * channel for color in np.ndindex(4, 4, 4) for channel in color]
             self.palette.putpalette(self.palette.getpalette()[:384] + others)
