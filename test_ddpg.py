@@ -1388,7 +1388,7 @@ def make_run(folder, env=PENDULUM, snapshots=4):
 
 def age(folder):
     """As if the training had ended an hour ago, so that it is not followed."""
-    for path in folder.rglob("*"):
+    for path in folder, *folder.rglob("*"):
         os.utime(path, (time.time() - 3600,) * 2)
 
 
@@ -1412,11 +1412,15 @@ def open_window(target, *flags, size=(1000, 640)):
     return window
 
 
+pressed = set()  # every key and character that a test has sent
+
+
 def post(window, *events):
     """Events the way they really come, through the queue."""
     pygame.event.clear()
     for event in events:
         pygame.event.post(event)
+        pressed.update({event.key, event.unicode.lower()} if event.type == pygame.KEYDOWN else ())
     for event in pygame.event.get():
         window.attempt(window.handle, event)
 
@@ -1481,11 +1485,11 @@ def test_the_same_return_however_it_is_shown(env, kwargs, tmp_path):
                 break
         assert window.player.episode.ret == returns[0]
     for _ in range(30):
-        window.back()
+        window.step_by(-1)
     assert not window.player.over and not window.results and window.player.t == bare_length(bare, 3) - 30
     window.draw()
     for _ in range(30):
-        window.forward()
+        window.step_by(1)
     assert window.player.over and window.player.episode.ret == returns[0] and len(window.results) == 1
 
 
@@ -1500,7 +1504,7 @@ def test_the_tape_repeats_noise_flying_and_pushing(tmp_path):
     for env in PENDULUM, LANDER:
         player = viewer.Player(load(make_policy(tmp_path / "policy.npz", env)), noisy=True)
         player.start(5)
-        act = np.full(len(player.policy.low), np.nan)
+        act = np.zeros(len(player.policy.low))
         act[0] = 1
         for i in range(60):
             player.step(act if 10 < i < 20 else None, (0.2, 0.1) if 20 < i < 25 else None)
@@ -1546,6 +1550,7 @@ def test_summary_leaves_assisted_episodes_out():
 
 def test_every_key(run, tmp_path):
     w = open_window(run)
+    pressed.clear()
     assert step_shown(w) == 2000 and not w.follow  # the best of a finished run
 
     def differs(act):
@@ -1572,17 +1577,20 @@ def test_every_key(run, tmp_path):
         assert differs(lambda: press(w, key, typed)) and w.seed == w.player.seed == seed + 1
     assert differs(lambda: press(w, pygame.K_l, "l")) and w.locked
     finish(w)
-    w.update(2)
-    w.update(2)
+    for _ in range(5):
+        w.update(0.25)
+    assert w.player.over  # its last picture stays for 1.5 s
+    for _ in range(2):
+        w.update(0.25)
     assert w.seed == 2 and w.player.t < 10 and len(w.results) == 1
     press(w, pygame.K_l, "L")
     assert not w.locked
     for keys, speed in [((pygame.K_PLUS, "+"), 2), ((pygame.K_EQUALS, "="), 4), ((pygame.K_KP_PLUS, "+"), 8), ((pygame.K_MINUS, "-"), 4),
-                        ((pygame.K_0, "0"), 1), ((pygame.K_KP_MINUS, "-"), 0.5), ((pygame.K_KP0, ""), 1), ((pygame.K_7, "+"), 2)]:
+                        ((pygame.K_0, "0"), 1), ((pygame.K_KP_MINUS, "-"), 0.5), ((pygame.K_KP0, "0"), 1), ((pygame.K_7, "+"), 2)]:
         assert differs(lambda: press(w, *keys)) and w.speed == speed
     for _ in range(9):
         press(w, pygame.K_PLUS, "+")
-    assert w.speed == np.inf
+    assert w.speed == viewer.SPEEDS[-1]
     press(w, pygame.K_0, "0")
     for keys, step in [((pygame.K_PAGEUP, ""), 1000), ((pygame.K_PAGEDOWN, ""), 2000), ((pygame.K_8, "["), 1000), ((pygame.K_9, "]"), 2000),
                        ((pygame.K_HOME, ""), 0), ((pygame.K_END, ""), 3000), ((pygame.K_b, "b"), 2000)]:
@@ -1606,13 +1614,13 @@ def test_every_key(run, tmp_path):
     press(w, pygame.K_s, "s")
     assert pygame.image.load(f"{PENDULUM}-step3000-seed2.png").get_size() == (1000, 640)
     press(w, pygame.K_g, "g")
+    t = w.player.t
     for _ in range(5):
         w.update(0.04)
-        w.draw()
     press(w, pygame.K_g, "g")
     from PIL import Image
 
-    assert Image.open(f"{PENDULUM}-step3000-seed2.gif").n_frames == 5
+    assert 5 <= w.player.t - t == Image.open(f"{PENDULUM}-step3000-seed2.gif").n_frames  # every step, drawn or not
     press(w, pygame.K_f, "f")
     assert w.surface.get_flags() & pygame.FULLSCREEN
     press(w, pygame.K_f, "f")
@@ -1624,6 +1632,7 @@ def test_every_key(run, tmp_path):
     press(w, pygame.K_q, "q")
     assert not w.alive
     assert w.notice_for <= 0 or w.notice.startswith("saved")
+    assert set(viewer.ACTION_OF) <= pressed
 
 
 def test_keys_that_repeat(run):
@@ -1640,11 +1649,11 @@ def test_flying_and_pushing(run):
     w = open_window(run)
     post(w, pygame.event.Event(pygame.KEYDOWN, key=pygame.K_LEFT, unicode="", mod=0))
     w.update(0.2)
-    assert [act for act, *_ in w.player.tape] == [1.0] * w.player.t and w.player.assisted
+    assert [act for act, *_ in w.player.tape] == [2.0] * w.player.t and w.player.t == 6 and w.player.assisted
     post(w, pygame.event.Event(pygame.KEYUP, key=pygame.K_LEFT, mod=0))
     w.update(0.2)
-    assert not w.player.tape[-1][2] and not w.player.policy.policy(w.player.trail[-2]) != w.player.tape[-1][0]
-    w.again()
+    assert not w.player.tape[-1][2] and w.player.policy.act(w.player.trail[-2]) == w.player.tape[-1][0]
+    w.restart()
     assert not w.player.assisted
     scene = w.panes()["scene"]
     click(w, scene.center, release=False)
@@ -1653,17 +1662,13 @@ def test_flying_and_pushing(run):
     w.update(0.04)
     assert abs(w.player.trail[1][2] - before) > 0.1 and w.player.assisted
     post(w, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=scene.center))
-    w.draw()
-    gauge = w.gauges[0]
-    click(w, (gauge.right - 1, gauge.centery), release=False)
     w.update(0.04)
-    assert w.player.tape[-1][0][0] > 0.9
-    post(w, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=gauge.center))
+    assert not w.player.tape[-1][2]
     finish(w)
     assert w.results[-1]["assisted"] and not list(viewer.summary(w.results))
 
 
-def test_mouse_reaches_everything(run):
+def test_timeline(run):
     w = open_window(run)
     timeline = w.panes()["timeline"]
     w.draw()
@@ -1674,29 +1679,33 @@ def test_mouse_reaches_everything(run):
     post(w, pygame.event.Event(pygame.MOUSEMOTION, pos=timeline.midright, rel=(1, 0), buttons=(1, 0, 0)))
     assert step_shown(w) == 3000 and w.seed == 0
     post(w, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=timeline.midright))
-    w.draw()
-    box = next(box for box, action in w.buttons if action == ("toggle", "paused"))
-    click(w, box.center)
-    assert w.paused
-    w.show_help = True
-    w.draw()
-    assert {action for _, action in w.buttons} == {row[3] for row in viewer.KEYS if row[3]}
-    click(w, next(box for box, action in w.buttons if action == ("new_seed",)).center)
-    assert w.seed == 1
+    post(w, pygame.event.Event(pygame.MOUSEMOTION, pos=timeline.midleft, rel=(1, 0), buttons=(0, 0, 0)))
+    assert step_shown(w) == 3000
 
 
 @pytest.mark.parametrize("env", [PENDULUM, LANDER])
-def test_every_size(env, tmp_path):
-    path = make_policy(tmp_path / "policy.npz", env)
+def test_every_size(env, tmp_path, monkeypatch):
+    """Nothing is written outside the window, over something else, or too small to read."""
+    path, written, text = make_policy(tmp_path / "policy.npz", env), [], viewer.text
+
+    def recorded(surface, rect, string, px, color=viewer.TEXT, align=0.0):
+        used = text(surface, rect, string, px, color, align)
+        written.append((pygame.Rect(rect.x + align * (rect.w - used), rect.y, used, px * 0.7), string, px))
+        return used
+
+    monkeypatch.setattr(viewer, "text", recorded)
     for size in (320, 240), (480, 320), (640, 400), (1000, 640), (1280, 1024), (2560, 1440), (500, 1200):
         w = open_window(path, size=size)
-        w.step()
-        assert (pixels(w) != viewer.BACK).any() and all(w.surface.get_rect().contains(box) for box, _ in w.buttons)
         assert all(w.surface.get_rect().contains(pane) for pane in w.panes().values() if pane.w)
-        w.pin()
-        w.show_help = True
-        pixels(w)
-        assert all(w.surface.get_rect().contains(box) for box, _ in w.buttons)
+        for act in (lambda: w.step(np.ones_like(w.player.policy.low)), lambda: finish(w), w.pin, lambda: w.toggle("show_help")):
+            act()
+            w.notice_for = 0
+            written.clear()
+            assert (pixels(w) != viewer.BACK).any() and len(written) > 4
+            for i, (box, string, px) in enumerate(written):
+                assert w.surface.get_rect().contains(box) and px >= 11, (size, box, string, px)
+                for other, words, _ in written[:i]:
+                    assert not (string and words and box.colliderect(other)), (size, string, words)
     assert {w.surface.get_size()} == {(500, 1200)}
 
 
@@ -1707,8 +1716,8 @@ def test_live_follow(run):
     w.update(1)
     assert "3,500" in w.notice and step_shown(w) == 3000
     finish(w)
-    for _ in range(3):
-        w.update(1)
+    for _ in range(8):
+        w.update(0.25)
     assert step_shown(w) == 3500 and w.follow
     press(w, pygame.K_PAGEUP)
     assert not w.follow and step_shown(w) == 3000
@@ -1764,9 +1773,9 @@ def test_what_goes_wrong_is_a_notice(run, monkeypatch):
         raise RuntimeError("out of fuel")
 
     monkeypatch.setattr(type(w.player.env.unwrapped), "render", breaks)
-    w.again()
+    w.restart()
     pixels(w)
-    assert "out of fuel" in w.notice
+    assert "Pendulum-v1 raised RuntimeError: out of fuel" in w.notice
     monkeypatch.undo()
     monkeypatch.setattr(type(w.player.env.unwrapped), "step", lambda self, action: breaks(self))
     w.attempt(w.update, 0.2)
@@ -1785,10 +1794,24 @@ def test_pillow_missing_is_a_notice(run, monkeypatch):
     assert "pip install pillow" in w.notice and not w.film
 
 
+def test_a_film_of_two_ends_with_the_longer_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    w = open_window(make_policy(tmp_path / "a.npz", LANDER, seed=1))
+    w.pin()
+    w.show(make_policy(tmp_path / "b.npz", LANDER, step=5, scale=0.0))
+    w.record_gif()
+    while not w.over:
+        w.step()
+    lengths = [player.t for player in w.players]
+    assert lengths[0] != lengths[1] and len(w.film.frames) == -(-max(lengths) // 2)
+    assert w.film.durations == [40] * (len(w.film.frames) - 1) + [1500]
+    assert [row["length"] for row in w.results] == sorted(lengths)
+
+
 def test_closing_an_environment_leaves_the_window_open(run):
     w = open_window(run)
     pixels(w)
-    w.again()
+    w.restart()
     assert pygame.display.get_init() and pygame.font.get_init()
 
 
@@ -1892,7 +1915,7 @@ def test_an_environment_of_your_own(tmp_path, capsys):
     w.update(0.2)
     assert (pixels(w) == 99).all(2).mean() > 0.2
     click(w, w.panes()["scene"].center)
-    assert "push" in w.notice and not w.anchor
+    assert "push" in w.notice and not w.grip
     finish(w)
 
 

@@ -20,142 +20,130 @@ import json
 import os
 import sys
 import textwrap
-import threading
 import time
-from collections import namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 import numpy as np
 import pygame
 
-ddpg = None  # imported by `import_ddpg` once the window is on screen: torch takes seconds to load
-
-
-class Problem(Exception):
-    """Something to tell the user: a notice in the window, or exit code 2."""
-
 
 def import_ddpg():
-    global ddpg
+    """Torch takes seconds to load: this is called once the window is on screen."""
+    global ddpg, gym, torch
     import ddpg
+    import gymnasium as gym
+    import torch
 
-    ddpg.torch.set_num_threads(1)  # a training may be running beside
-    ddpg.gym.logger.min_level = ddpg.gym.logger.ERROR
-
-
-@contextmanager
-def blame(name):
-    """Turn whatever an environment may raise into a Problem that names it."""
-    try:
-        yield
-    except Exception as error:
-        known = isinstance(error, (Problem, ddpg.UsageError))
-        raise Problem(str(error) if known else f"{name} raised {type(error).__name__}: {error}") from error
+    torch.set_num_threads(1)  # a training may be running beside
+    gym.logger.min_level = gym.logger.ERROR
 
 
 # ---------------------------------------------------------------------------------------------------- the run
 
 
-# What is on disk: policies as (step, path), by step; the best of them, or None; the evaluation curve as (step, mean)
-Run = namedtuple("Run", "folder policies best curve")
+class Run(NamedTuple):
+    """What there is on disk of a training."""
+
+    policies: dict  # training step -> policy file, in order
+    best: int  # the step of the best policy, or of the newest one where none has been evaluated
+    curve: list  # of (step, mean return of the evaluation)
 
 
 def find(target):
-    """A run's folder, a policy file, or None for the newest run -> the folder or None, the file or None."""
-    if target is None:
-        runs = [path.parent for path in Path("runs").glob("**/config.json")]
-        if not runs:
-            raise Problem("there is no run under runs/ yet. Train one first:\n  python ddpg.py --env Pendulum-v1")
-        return max(runs, key=lambda run: run.stat().st_mtime), None  # writing a file in it also dates the folder
-    path = Path(target)
-    if path.is_dir():
-        if not (path / "config.json").exists() and not list(path.glob("*.npz")):
-            raise Problem(f"{path} is not the folder of a run")
-        return path, None
-    if not path.is_file():
-        raise Problem(f"{path}: no such file or folder")
-    homes = [folder for folder in path.resolve().parents[:2] if (folder / "config.json").exists()]
-    return (homes or [None])[0], path
+    """The path of a run's folder or a policy file; None stands for the newest run."""
+    if target is not None:
+        if not Path(target).exists():
+            raise ValueError(f"{target}: no such file or folder")
+        return Path(target)
+    runs = [config.parent for config in Path("runs").glob("**/config.json")]
+    if not runs:
+        raise ValueError("there is no run under runs/ yet. Train one first:\n  python ddpg.py --env Pendulum-v1")
+    return max(runs, key=lambda folder: folder.stat().st_mtime)  # writing a file in it also dates the folder
+
+
+def read_run(folder):
+    """The Run in a folder as it is now, or of a policy file alone; None without policies, as when it was deleted."""
+    if folder.is_file():
+        step = step_of(folder) or 0
+        return Run({step: folder}, step, [])
+    policies = {int(file.stem): file for file in folder.glob("policies/*.npz") if file.stem.isdigit()}
+    for file in folder / "last.npz", folder / "best.npz":
+        policies[best := step_of(file)] = file
+    policies.pop(None, None)
+    if not policies:
+        return None
+    curve = []
+    try:
+        with open(folder / "progress.csv", newline="") as file:
+            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
+    except (OSError, KeyError, TypeError, ValueError):
+        pass  # none yet, or its last line is being written
+    return Run(dict(sorted(policies.items())), max(policies) if best is None else best, curve)
 
 
 def step_of(path):
-    """The training step of a policy file, or None if it cannot be read, as when it is being replaced."""
+    """The training step of a policy file, or None if it cannot be read."""
     try:
         with np.load(path, allow_pickle=False) as file:
             return int(json.loads(str(file["meta"]))["step"])
-    except Exception:
+    except Exception:  # zipfile, numpy and json each raise their own
         return None
-
-
-def read_run(folder, file=None):
-    """The Run in a folder as it is now; `file` stands on its own where there is no folder."""
-    if folder is None:
-        return Run(None, [(step_of(file) or 0, file)], None, [])
-    policies = sorted((int(path.stem), path) for path in folder.glob("policies/*.npz") if path.stem.isdigit())
-    best, last = [(step_of(path), path) for path in (folder / "best.npz", folder / "last.npz")]
-    for entry in last, best:
-        if entry[0] is not None and (not policies or entry[0] > policies[-1][0]):
-            policies.append(entry)
-    curve = []
-    try:
-        with open(folder / "progress.csv", newline="") as table:
-            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(table)]
-    except (OSError, KeyError, TypeError, ValueError):
-        pass  # none yet, or its last line is being written
-    return Run(folder, policies, None if best[0] is None else best, curve)
 
 
 # ---------------------------------------------------------------------------------------------------- the player
 
 
-class Known:
-    """What is known of an environment beyond its spaces: names, arrow keys, dead zones, a plane for the policy map."""
+class Known(NamedTuple):
+    """What is known of an environment beyond its spaces: names, what arrow keys do, where actions do nothing."""
 
-    def __init__(self, acts=(), obs=(), arrows=None, dead=(), plane=None):
-        self.acts, self.obs, self.dead, self.plane = acts.split(), obs.split(), dead, plane
-        self.arrows = arrows  # direction -> (action dimension, value in [-1, 1])
+    actions: list
+    observations: list
+    arrows: dict = dict(left=(0, -1), right=(0, 1), down=(1, -1), up=(1, 1))  # -> action dimension, value in [-1, 1]
+    dead_zones: tuple = ()
 
 
 KNOWN = {
-    "Pendulum": Known(
-        "torque", "cos sin velocity", dict(left=(0, 1), right=(0, -1)),
-        plane=("angle, velocity", (-np.pi, np.pi), (-8, 8),
-               lambda x, y: [np.cos(x), np.sin(x), y], lambda obs: (np.arctan2(obs[:, 1], obs[:, 0]), obs[:, 2]))),
-    "LunarLander": Known(
-        "main side", "x y vx vy angle spin leg1 leg2", dict(up=(0, 1), left=(1, -1), right=(1, 1)),
-        dead=((-1, 0), (-0.5, 0.5))),
-    "MountainCarContinuous": Known(
-        "force", "position velocity", dict(left=(0, -1), right=(0, 1)),
-        plane=("position, velocity", (-1.2, 0.6), (-0.07, 0.07),
-               lambda x, y: [x, y], lambda obs: (obs[:, 0], obs[:, 1]))),
-    "BipedalWalker": Known(
-        "hip1 knee1 hip2 knee2", "angle spin vx vy hip1 dhip1 knee1 dknee1 foot1 hip2 dhip2 knee2 dknee2 foot2 "
-        + " ".join(f"lidar{i}" for i in range(10)), dict(left=(0, -1), right=(0, 1), down=(2, -1), up=(2, 1))),
+    "Pendulum": Known(["torque"], ["cos", "sin", "velocity"], dict(left=(0, 1), right=(0, -1))),
+    "MountainCarContinuous": Known(["force"], ["position", "velocity"]),
+    "LunarLander": Known(["main", "side"], ["x", "y", "vx", "vy", "angle", "spin", "leg1", "leg2"],
+                         dict(up=(0, 1), left=(1, -1), right=(1, 1)), ((-1, 0), (-0.5, 0.5))),
 }
 
 
-def known(env_id, obs_dim, act_dim):
-    """The Known of an environment, with plain numbered names where there is none."""
-    default = Known(" ".join(f"a{i}" for i in range(act_dim)), " ".join(f"o{i}" for i in range(obs_dim)),
-                    dict(left=(0, -1), right=(0, 1)) | (dict(down=(1, -1), up=(1, 1)) if act_dim > 1 else {}))
-    found = next((value for name, value in KNOWN.items() if env_id.startswith(name)), default)
-    return found if (len(found.acts), len(found.obs)) == (act_dim, obs_dim) else default
-
-
-def push_body(env, x, y):
-    """Change the velocity of the pendulum, car, lander or walker by a push to the right and upwards."""
-    env = env.unwrapped
-    body = getattr(env, "lander", None) or getattr(env, "hull", None)
-    if body:
-        body.linearVelocity += (0.5 * x, 0.5 * y)
+def push(env, right, up):
+    """Change the velocity of the lander, walker, pendulum or car."""
+    if body := getattr(env, "lander", None) or getattr(env, "hull", None):
+        body.linearVelocity += (0.5 * right, 0.5 * up)
     elif hasattr(env, "max_torque"):  # the pendulum, whose rod points to (-sin, cos)
         angle, velocity = env.state
-        env.state[1] = np.clip(velocity - 0.8 * (x * np.cos(angle) + y * np.sin(angle)), -env.max_speed, env.max_speed)
-    else:  # the car
-        env.state[1] += 0.01 * x
+        velocity -= 0.8 * (right * np.cos(angle) + up * np.sin(angle))
+        env.state[1] = np.clip(velocity, -env.max_speed, env.max_speed)
+    elif hasattr(env, "goal_velocity"):
+        env.state[1] += 0.01 * right
+    else:
+        raise ValueError("nobody has taught me how to push in this environment")
+
+
+def age_exhaust(env, by):
+    """The lander's particles age by 0.15 when drawn, and would pile up in steps that are not: age them per step."""
+    if hasattr(env, "_clean_particles"):
+        for particle in env.particles:
+            particle.ttl -= by
+        env._clean_particles(False)
+
+
+@contextmanager
+def blame(name):
+    """Let an error name the environment that raised it."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
 
 
 class Player:
@@ -166,117 +154,102 @@ class Player:
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
         self.policy, self.noisy, self.results = policy, noisy, [] if results is None else results
-        self.env_id = env or policy.meta["env"]
-        spec = ddpg.gym.registry.get(self.env_id)
+        self.env_id, self.train_step, name = env or policy.meta["env"], policy.meta["step"], policy.meta["path"]
+        spec = gym.registry.get(self.env_id)
         if not env and not (spec and str(spec.entry_point).startswith("gymnasium.")):  # files must not run code
-            raise Problem(f"{policy.meta['path']} is for {self.env_id}, which gymnasium does not bring:\n"
-                          "name the environment yourself with --env")
-        kwargs = {name: value for name, value in policy.config.env_kwargs.items() if name != "render_mode"}
-        config = replace(policy.config, env=self.env_id, env_kwargs=kwargs)
-        self.make_env, self.row = ddpg.env_makers(config)[1], None
+            raise ValueError(f"{name} is for {self.env_id}, which gymnasium does not bring:\n"
+                             "name the environment yourself with --env")
+        config = replace(policy.config, env=self.env_id)
+        self.make_env = ddpg.env_makers(config)[1]
         self.env = self.make_env()
         dims = [int(np.prod(space.shape)) for space in (self.env.observation_space, self.env.action_space)]
         if dims != [policy.obs_dim, len(policy.low)]:
-            raise Problem(f"{policy.meta['path']} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
-                          f"but {self.env_id} has {dims[0]} and {dims[1]}")
+            raise ValueError(f"{name} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
+                             f"but {self.env_id} has {dims[0]} and {dims[1]}")
+        if render and "rgb_array" not in (self.env.metadata.get("render_modes") or []):
+            raise ValueError(f"{self.env_id} cannot draw itself (no rgb_array): use --headless --json")
         if render:
-            if "rgb_array" not in (self.env.metadata.get("render_modes") or []):
-                raise Problem(f"{self.env_id} cannot draw itself (no rgb_array): use --headless --json")
-            self.make_env = ddpg.env_makers(replace(config, env_kwargs=kwargs | dict(render_mode="rgb_array")))[1]
-        self.fps = self.env.metadata.get("render_fps") or 30
-        self.limit = policy.config.max_episode_steps or (self.env.spec and self.env.spec.max_episode_steps) or 0
-        self.known = known(self.env_id, *dims)
-        self.can_push = self.known in KNOWN.values()
+            kwargs = config.env_kwargs | {"render_mode": "rgb_array"}
+            self.make_env = ddpg.env_makers(replace(config, env_kwargs=kwargs))[1]
+        self.fps, self.limit = self.env.metadata.get("render_fps") or 30, self.env.spec.max_episode_steps or 0
+        known = next((known for name, known in KNOWN.items() if self.env_id.startswith(name)), None)
+        if not known or [len(known.observations), len(known.actions)] != dims:
+            known = Known([f"a{i}" for i in range(dims[1])], [f"o{i}" for i in range(dims[0])])
+        self.known = known
 
     def start(self, seed):
         """Begin the episode of a seed."""
-        self.seed, self.tape, self.row = seed, [], None  # tape: (act in [-1, 1], push or None, assisted) per step
-        theta, rng = self.policy.config.noise_theta, np.random.default_rng(seed)
-        self.noise = ddpg.Noise(len(self.policy.low), theta, rng)
+        self.seed, self.row = seed, None
         self.seek(0)
+        self.tape = []  # of (act in the environment's units, push or None, assisted), one for each step
+        self.noise = ddpg.Noise(len(self.policy.low), self.policy.config.noise_theta, np.random.default_rng(seed))
 
     def seek(self, t):
         """Go to step t of the tape, from the start: an environment cannot be set back, but it can be repeated."""
-        if self.row:
-            self.results.remove(self.row)  # it will end again
-        self.row, self.rewards, self.trail, self.values, self.picture = None, [], [], [], None
         with blame(self.env_id):
             if hasattr(self.env.unwrapped, "screen"):
                 self.env.unwrapped.screen = None  # or closing it would close our window: it calls pygame.quit()
             self.env.close()
             self.env = self.make_env()  # made afresh, as reset does not undo everything everywhere
             self.episode = ddpg.Episode(self.env, self.seed)
-        self.trail.append(self.episode.obs)
+        if self.row:
+            self.results.remove(self.row)  # it will end again
+        self.t, self.over, self.assisted, self.row, self.picture = 0, False, False, None, None
+        self.rewards, self.trail, self.values = [], [self.episode.obs], []
         while self.t < t:
             self.step()
 
-    @property
-    def t(self):
-        return self.episode.length
-
-    @property
-    def over(self):
-        return self.episode.over
-
-    def step(self, act=None, push=None):
-        """One step: by `act`, in [-1, 1], and where that is None or nan as on the tape, or as the policy says."""
-        if act is not None or push is not None:
-            del self.tape[self.t :]
-        if self.t == len(self.tape):
-            own = self.policy.policy(self.episode.obs)
-            if self.noisy:
-                own = np.clip(own + self.noise(self.policy.config.noise_sigma), -1, 1).astype(np.float32)
-            mixed = own if act is None else np.where(np.isnan(act), own, act).astype(np.float32)
-            self.tape.append((mixed, push, act is not None or push is not None))
-        act, push, _ = self.tape[self.t]
+    def step(self, act=None, push_by=None):
+        """One step: by the user's act, in [-1, 1], or push; else as on the tape; else as the policy says."""
+        assisted, low, high = act is not None or push_by is not None, self.policy.low, self.policy.high
+        if assisted or self.t == len(self.tape):
+            if act is not None:
+                act = low + (high - low) * (act + 1) / 2
+            else:
+                act = self.policy.act(self.episode.obs)
+                if self.noisy:
+                    act = act + (high - low) / 2 * self.noise(self.policy.config.noise_sigma)
+            self.tape[self.t :] = [(np.clip(act, low, high), push_by, assisted)]
+        act, push_by, assisted = self.tape[self.t]
         with blame(self.env_id):
-            if push is not None:
-                push_body(self.env, *push)
-            rew, obs, terminated, truncated = self.episode.step(self.policy.to_env(act))
-            self.age_particles(0.15)
+            if push_by:
+                push(self.env.unwrapped, *push_by)
+            rew, obs, terminated, truncated = self.episode.step(act)
+            age_exhaust(self.env.unwrapped, 0.15)
+        self.t, self.picture, self.assisted = self.t + 1, None, self.assisted or assisted
         self.rewards.append(rew)
         self.trail.append(obs)
+        self.over = terminated or truncated
         if self.over:
-            self.row = dict(
-                policy=self.policy.meta["path"], train_step=self.policy.meta["step"], seed=self.seed,
-                **{"return": self.episode.ret}, length=self.t, terminated=terminated, truncated=truncated,
-                deterministic=not self.noisy, assisted=self.assisted)
+            self.row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
+                        "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
+                        "deterministic": not self.noisy, "assisted": self.assisted}
             self.results.append(self.row)
-
-    def age_particles(self, by):
-        """The lander's exhaust ages by 0.15 when drawn, and would pile up in steps that are not: age it per step."""
-        env = self.env.unwrapped
-        if hasattr(env, "_clean_particles"):
-            for particle in env.particles:
-                particle.ttl -= by
-            if by > 0:
-                env._clean_particles(False)
 
     def frame(self):
         """The picture of the present step, (height, width, 3) uint8."""
-        if self.picture is None or self.picture[0] != self.t:
+        if self.picture is None:
             with blame(self.env_id):
-                self.age_particles(-0.15)
-                image = self.env.render()
-                if not isinstance(image, np.ndarray) or image.ndim != 3:
-                    raise Problem("it draws no picture")
-                self.picture = self.t, np.ascontiguousarray(image[:, :, :3], np.uint8)
-        return self.picture[1]
+                age_exhaust(self.env.unwrapped, -0.15)  # which drawing takes again
+                self.picture = np.ascontiguousarray(np.asarray(self.env.render())[:, :, :3], np.uint8)
+        return self.picture
 
-    @property
-    def assisted(self):
-        return any(helped for _, _, helped in self.tape[: self.t])
+    def to_unit(self, act):
+        """Actions (.., act) in the environment's units -> [-1, 1], which is what critics and gauges understand."""
+        return 2 * (act - self.policy.low) / np.maximum(self.policy.high - self.policy.low, 1e-9) - 1
 
     def q(self, obs, act):
         """What the critic promises, in the environment's own rewards: the smallest of its values, as in the target."""
-        with ddpg.torch.inference_mode():
-            obs, act = (ddpg.torch.as_tensor(np.array(x), dtype=ddpg.torch.float32) for x in (obs, act))
-            return (self.policy.critic(obs, act).amin(0)[:, 0] / self.policy.config.reward_scale).tolist()
+        obs, act = (torch.as_tensor(x, dtype=torch.float32) for x in (np.array(obs), self.to_unit(np.array(act))))
+        with torch.inference_mode():
+            values = self.policy.critic(obs, act).amin(0)[:, 0]  # (n, B, 1) -> (B,)
+        return (values / self.policy.config.reward_scale).tolist()
 
     def predicted(self):
         """Q(s_t, a_t) of the steps so far, evaluated only when somebody looks."""
-        if (known := len(self.values)) < self.t:
-            self.values += self.q(self.trail[known : self.t], [act for act, *_ in self.tape[known : self.t]])
+        done = len(self.values)
+        if done < self.t:
+            self.values += self.q(self.trail[done : self.t], [act for act, *_ in self.tape[done : self.t]])
         return self.values
 
     def realised(self):
@@ -284,31 +257,29 @@ class Player:
 
         A time limit ends the episode but not the world: the critic's value of the last state stands for the rest.
         """
-        last = self.trail[-1:]
-        tail = 0.0 if self.episode.terminated else self.q(last, self.policy.policy(np.array(last)))[0]
-        returns = []
+        last = np.array(self.trail[-1:])
+        returns = [0.0 if self.episode.terminated else self.q(last, self.policy.act(last))[0]]
         for rew in reversed(self.rewards):
-            tail = rew + self.policy.config.gamma * tail
-            returns.append(tail)
-        return returns[::-1]
+            returns.append(rew + self.policy.config.gamma * returns[-1])
+        return returns[:0:-1]
 
 
 def summary(results):
-    """Statistics of the unassisted episodes, one dict for each policy."""
+    """Statistics of the unassisted episodes, a dict for each policy."""
     groups = {}
     for row in results:
         if not row["assisted"]:
-            key = tuple(row[name] for name in ("policy", "train_step", "deterministic"))
-            groups.setdefault(key, []).append((row["return"], row["length"]))
-    for (policy, step, deterministic), rows in groups.items():
-        returns, lengths = np.array(rows).T
-        yield dict(policy=policy, train_step=step, deterministic=deterministic, episodes=len(rows), mean=returns.mean(),
-                   std=returns.std(), min=returns.min(), max=returns.max(), length=lengths.mean())
+            groups.setdefault((row["policy"], row["train_step"], row["deterministic"]), []).append(row)
+    for (policy, train_step, deterministic), rows in groups.items():
+        returns = np.array([row["return"] for row in rows])
+        yield dict(policy=policy, train_step=train_step, deterministic=deterministic, episodes=len(rows),
+                   mean=returns.mean(), std=returns.std(), min=returns.min(), max=returns.max(),
+                   length=np.mean([row["length"] for row in rows]))
 
 
 def summary_line(row):
     return ("{episodes} episodes: return {mean:.1f} ± {std:.1f} (min {min:.1f}, max {max:.1f}), length {length:.0f}, "
-            "{policy} of step {train_step:,}, {}").format("deterministic" if row["deterministic"] else "noisy", **row)
+            "{policy} of step {train_step:,}, deterministic: {deterministic}").format(**row)
 
 
 # ---------------------------------------------------------------------------------------------------- drawing
@@ -318,109 +289,119 @@ TEXT, DIM = (228, 229, 231), (158, 163, 170)
 ORANGE, BLUE, YELLOW = (230, 159, 0), (86, 180, 233), (240, 228, 66)  # Okabe and Ito: distinct for colour-blind eyes
 
 
-@functools.lru_cache(64)
+def split(rect, sizes, across=False):
+    """Cut a Rect, from top to bottom or across, into parts of these sizes; None is an equal share of the rest."""
+    at, total = (rect.x, rect.w) if across else (rect.y, rect.h)
+    share = max(0, total - sum(filter(None, sizes))) // max(1, sizes.count(None))
+    parts = []
+    for size in sizes:
+        size = share if size is None else int(size)
+        parts.append(pygame.Rect(at, rect.y, size, rect.h) if across else pygame.Rect(rect.x, at, rect.w, size))
+        at += size
+    return parts
+
+
+def table(rect, n, columns):
+    """The Rects of `n` cells in columns, one column after the other."""
+    rows = -(-n // columns)
+    return [cell for column in split(rect, [None] * columns, across=True)
+            for cell in split(column.inflate(-10, 0), [None] * rows)]
+
+
+@functools.lru_cache
 def font(px):
     return pygame.font.Font(None, px)
 
 
-@functools.lru_cache(1024)
-def written(string, px, color, width):
+def text(surface, rect, string, px, color=TEXT, align=0.0):
+    """Write at the top of a Rect, align 0 to 1: from its left to its right end; cut to its width -> the width used."""
+    full = string
+    while string and font(px).size(string)[0] > rect.w:
+        full = full[:-1]
+        string = full and full + ".."
     image = font(px).render(string, True, color)
-    while width and image.get_width() > width and string:
-        string = string[:-1]
-        image = font(px).render(string.rstrip() + "..", True, color)
-    return image
+    surface.blit(image, (rect.x + align * (rect.w - image.get_width()), rect.y))
+    return image.get_width()
 
 
-def text(surface, string, pos, px, color=TEXT, align=0.0, width=0):
-    """Write a line; align 0, 0.5 or 1: pos is its left end, middle or right end. width: cut it to that -> its Rect."""
-    image = written(string, px, color, max(0, int(width)))
-    return surface.blit(image, (pos[0] - align * image.get_width(), pos[1]))
+def text_pair(surface, rect, left, right, px, left_color=DIM, right_color=TEXT):
+    """Write at both ends of a line, of which the left one gives way."""
+    used = text(surface, rect, right, px, right_color, 1)
+    text(surface, pygame.Rect(rect.x, rect.y, rect.w - used - px // 2, rect.h), left, px, left_color)
 
 
-def panes(size, panel, px):
-    """Where everything is in a window of this size -> dict of Rects; `panel` has no width where there is no room."""
-    w, h = size
-    title, bar, line = px + 8, px + 14, max(36, h // 8)
-    side = int(np.clip(0.36 * w, 200, 620)) if panel and w >= 440 else 0
-    body = h - title - bar - line
-    return dict(
-        title=pygame.Rect(0, 0, w, title), scene=pygame.Rect(0, title, w - side, body),
-        panel=pygame.Rect(w - side, title, side, body), bar=pygame.Rect(0, title + body, w, bar),
-        timeline=pygame.Rect(0, h - line, w, line))
-
-
-def draw_scene(surface, rect, frame, caption, px, color=TEXT):
+def draw_scene(surface, rect, frame, caption, px, color):
     """The environment's picture, as large as it fits, with a caption over it."""
     h, w = frame.shape[:2]
-    scale = min(rect.w / w, rect.h / h)
-    image = pygame.image.frombuffer(frame, (w, h), "RGB")
-    place = pygame.Rect(0, 0, max(1, int(w * scale)), max(1, int(h * scale)))
-    place.center = rect.center
-    surface.blit(pygame.transform.smoothscale(image, place.size, canvas(place.size)), place)
+    place = pygame.Rect(0, 0, w, h).fit(rect)
+    surface.blit(pygame.transform.smoothscale(pygame.image.frombuffer(frame, (w, h), "RGB"), place.size), place)
     if caption:
-        label = written(caption, px, color, place.w - 12)
-        surface.fill(BACK, (*place.topleft, label.get_width() + 12, label.get_height() + 8))
-        surface.blit(label, (place.x + 6, place.y + 4))
+        surface.fill(BACK, (*place.topleft, font(px).size(caption)[0] + 12, px + 4))
+        text(surface, place.move(6, 4), caption, px, color)
 
 
-@functools.lru_cache(4)
-def canvas(size):
-    return pygame.Surface(size, 0, pygame.image.frombuffer(bytes(3), (1, 1), "RGB"))  # reused, in the same pixel format
-
-
-def plot(surface, rect, curves, length, px):
+def draw_plot(surface, rect, curves, length, px):
     """Curves [(values, color, dashed)] over `length` steps, with their extremes written in where there is room."""
     surface.fill(FIELD, rect)
-    everything = np.concatenate([values for values, *_ in curves])
-    if not everything.size:
+    everything = sum((list(values) for values, *_ in curves), [])
+    if not everything:
         return
-    low, high = everything.min(), everything.max()
-    room = rect.h > 2.6 * px
+    low, high = min(everything), max(everything)
     inner = pygame.Rect(rect.x + 2, rect.y + 4, rect.w - 4 - 4 * px, rect.h - 8)
-    y_of = lambda values: inner.bottom - (np.asarray(values) - low) / max(high - low, 1e-9) * inner.h
+    y_of = lambda value: inner.bottom - (value - low) / max(high - low, 1e-9) * inner.h
     if low < 0 < high:
         pygame.draw.line(surface, LINE, (inner.x, y_of(0)), (inner.right, y_of(0)))
     for values, color, dashed in curves:
-        index = np.unique(np.linspace(0, len(values) - 1, min(len(values), inner.w)).astype(int))
-        points = np.stack([inner.x + index / max(length - 1, 1) * inner.w, y_of(values)[index]], 1)
+        points = [(inner.x + t / max(length - 1, 1) * inner.w, y_of(value)) for t, value in enumerate(values)]
         for a, b in zip(points, points[1:]):
             if not dashed or (a[0] - inner.x) % 12 < 7:
                 pygame.draw.line(surface, color, a, b, 2)
-    if room:
-        text(surface, f"{high:.3g}", (rect.right - 4, rect.y + 4), px - 3, DIM, 1)
-        text(surface, f"{low:.3g}", (rect.right - 4, rect.bottom - px + 1), px - 3, DIM, 1)
+    if rect.h > 2.6 * px:
+        text(surface, rect.inflate(-8, -8), f"{high:.3g}", px - 3, DIM, 1)
+        text(surface, rect.inflate(-8, 0).move(0, rect.h - px), f"{low:.3g}", px - 3, DIM, 1)
 
 
-def draw_gauge(surface, rect, value, dead, color):
-    """An action in [-1, 1] as a bar from the middle, with the zone hatched in which it does nothing."""
-    surface.fill(FIELD, rect)
-    if dead:
-        left, right = (rect.centerx + rect.w / 2 * edge for edge in dead)
-        for x in range(int(left), int(right), 5):
-            pygame.draw.line(surface, LINE, (x, rect.bottom - 1), (min(x + 4, right), rect.y))
-    x = rect.centerx + rect.w / 2 * float(np.clip(value, -1, 1))
-    surface.fill(color, (min(rect.centerx, x), rect.y + 3, max(2, abs(x - rect.centerx)), rect.h - 6))
-    pygame.draw.line(surface, TEXT, (rect.centerx, rect.y), (rect.centerx, rect.bottom - 1))
+def draw_gauges(surface, rect, player, act, helped, px):
+    """Each action as a bar from the middle, with the zone hatched in which it does nothing."""
+    for i, (row, unit) in enumerate(zip(split(rect, [px + 4] * len(act)), player.to_unit(act).tolist())):
+        name, bar, value = split(row, [5 * px, None, 4 * px], across=True)
+        text(surface, name.inflate(-4, -4), player.known.actions[i], px)
+        text(surface, value.move(0, 2), f"{act[i]:+.2f}", px, TEXT, 1)
+        bar.h -= 3
+        surface.fill(FIELD, bar)
+        x_of = lambda unit: bar.centerx + bar.w / 2 * unit
+        if player.known.dead_zones:
+            left, right = map(x_of, player.known.dead_zones[i])
+            for x in range(int(left), int(right), 5):
+                pygame.draw.line(surface, LINE, (x, bar.bottom - 1), (min(x + 4, right), bar.y))
+        color = YELLOW if helped else ORANGE if unit > 0 else BLUE
+        surface.fill(color, (min(bar.centerx, x_of(unit)), bar.y + 3, max(2, abs(unit) * bar.w / 2), bar.h - 6))
+        pygame.draw.line(surface, TEXT, (bar.centerx, bar.y), (bar.centerx, bar.bottom - 1))
 
 
-@functools.lru_cache(8)
-def policy_image(policy, plane):
-    """The first action over a plane of states, orange for +1 and blue for -1, from one batched forward."""
-    _, xs, ys, to_obs, _ = plane
-    x, y = np.meshgrid(np.linspace(*xs, 96), np.linspace(*ys[::-1], 64), indexing="ij")
-    act = policy.policy(np.stack(to_obs(x.ravel(), y.ravel()), 1))[:, 0].reshape(x.shape)[..., None]  # (96, 64, 1)
-    field, ends = np.array(FIELD), np.where(act > 0, ORANGE, BLUE)
-    return pygame.surfarray.make_surface((field + (ends - field) * np.abs(act)).astype(np.uint8))
+def draw_observation(surface, rect, player, px):
+    for cell, name, value in zip(table(rect, len(player.trail[0]), 2), player.known.observations, player.trail[-1]):
+        text_pair(surface, cell, name, f"{value:+.2f}", px)
 
 
-def draw_map(surface, rect, player, px):
+ANGLES, VELOCITIES = (-np.pi, np.pi), (-8, 8)  # of the pendulum
+
+
+@functools.lru_cache(2)
+def policy_image(policy):
+    """The pendulum's torque over angle and velocity, orange for + and blue for -, from one batched forward."""
+    angle, velocity = np.meshgrid(np.linspace(*ANGLES, 96), np.linspace(*VELOCITIES[::-1], 64), indexing="ij")
+    torque = policy.act(np.stack([np.cos(angle), np.sin(angle), velocity], -1).reshape(-1, 3)).reshape(96, 64, 1)
+    color = FIELD + (np.where(torque > 0, ORANGE, BLUE) - FIELD) * np.abs(torque) / policy.high
+    return pygame.surfarray.make_surface(color.astype(np.uint8))
+
+
+def draw_map(surface, rect, player):
     """The policy map with the trail of the episode on it, and a ring for the present state."""
-    _, xs, ys, _, to_plane = plane = player.known.plane
-    surface.blit(pygame.transform.smoothscale(policy_image(player.policy, plane), rect.size), rect)
-    x, y = to_plane(np.array(player.trail))
-    x = rect.x + (x - xs[0]) / (xs[1] - xs[0]) * (rect.w - 1)
-    y = rect.bottom - 1 - (y - ys[0]) / (ys[1] - ys[0]) * (rect.h - 1)
+    surface.blit(pygame.transform.smoothscale(policy_image(player.policy), rect.size), rect)
+    cos, sin, velocity = np.array(player.trail).T
+    x = np.interp(np.arctan2(sin, cos), ANGLES, (rect.x, rect.right - 1))
+    y = np.interp(velocity, VELOCITIES, (rect.bottom - 1, rect.y))
     points = np.stack([x, y], 1).tolist()
     for a, b in zip(points, points[1:]):
         if abs(a[0] - b[0]) < rect.w / 2:  # an angle that wraps around draws no line across
@@ -430,337 +411,271 @@ def draw_map(surface, rect, player, px):
     pygame.draw.circle(surface, YELLOW, points[-1], 5)
 
 
-def panel_parts(rect, known, px, with_map):
-    """The panel's sections from top to bottom -> dict of Rects. The least wanted go where there is no room for all."""
-    line, columns = px + 4, 2 if len(known.obs) < 9 else 3
-    need = dict(head=2 * line, reward=2.5 * line, q=3.5 * line, act=line * (1 + len(known.acts)),
-                obs=line * (1 - -len(known.obs) // columns), map=5 * line * bool(with_map and known.plane))
-    for name in "map", "obs", "reward", "q", "act":
-        if sum(need.values()) > rect.h - 12 or not need[name]:
-            del need[name]
-    stretch = {name: share for name, share in dict(reward=1, q=2, map=3).items() if name in need}
-    spare, parts, y = max(0, rect.h - 12 - sum(need.values())), {}, rect.y + 6
-    for name, height in need.items():
-        height += spare * stretch.get(name, 0) // max(1, sum(stretch.values()))
-        parts[name] = pygame.Rect(rect.x + 8, y, rect.w - 16, height - 6)
-        y += height
-    return parts
-
-
-def draw_panel(surface, rect, player, number, px, with_map):
-    """Return, reward, critic, action, observation and policy map of a player -> the Rects of the action gauges."""
-    parts, line, t, acts = panel_parts(rect, player.known, px, with_map), px + 4, player.t, len(player.known.acts)
-    length = player.limit if 0 < player.limit <= 400 else max(100, t)  # steps that the plots have room for
-    act, _, helped = player.tape[t - 1] if t else (np.zeros(acts), None, False)
-    gauges = []
-
-    def head(part, *pieces):
-        """A section's first line, [(text, color)] from left to right -> the rest of its Rect."""
-        for (string, color), align in zip(pieces, (0, 0.6, 1) if len(pieces) > 2 else (0, 1)):
-            text(surface, string, (part.x + align * part.w, part.y), px, color, align, part.w)
-        return pygame.Rect(part.x, part.y + line - 2, part.w, part.h - line + 2)
-
-    for name, part in parts.items():
-        if name == "head":
-            text(surface, f"{player.episode.ret:.1f}", part.topleft, 2 * px)
-            text(surface, f"episode {number}", part.topright, px, DIM, 1)
-            place = f"step {t}" + f"/{player.limit}" * bool(player.limit)
-            text(surface, "assisted   " * player.assisted + place, (part.right, part.y + line), px,
-                 YELLOW if player.assisted else DIM, 1)
-        elif name == "reward":
-            rest = head(part, ("reward", DIM), (f"{player.rewards[-1]:+.3f}" if t else "", TEXT))
-            plot(surface, rest, [(player.rewards, BLUE, False)], length, px)
-        elif name == "q":
-            curves = [(player.predicted(), ORANGE, False)] + [(player.realised(), BLUE, True)] * player.over
-            rest = head(part, ("critic's Q", ORANGE), ("realised, dashed" if player.over else "", BLUE),
-                        (f"{curves[0][0][-1]:.1f}" if t else "", ORANGE))
-            plot(surface, rest, curves, length, px)
-        elif name == "act":
-            rest = head(part, ("action", DIM), ("yours" if helped else "", YELLOW))
-            units = player.policy.to_env(act)
-            for i, title in enumerate(player.known.acts):
-                y = rest.y + i * line
-                text(surface, title, (rest.x, y + 2), px, TEXT, 0, 5 * px - 4)
-                text(surface, f"{units[i]:+.2f}", (rest.right, y + 2), px, TEXT, 1)
-                gauges.append(pygame.Rect(rest.x + 5 * px, y, rest.w - 9 * px, px + 1))
-                draw_gauge(surface, gauges[-1], act[i], player.known.dead[i] if player.known.dead else None,
-                           YELLOW if helped else ORANGE if act[i] > 0 else BLUE)
-        elif name == "obs":
-            rest = head(part, ("observation", DIM))
-            rows = rest.h // line + 1
-            width = rest.w / -(-len(player.known.obs) // rows)
-            for i, title in enumerate(player.known.obs):
-                x, y = rest.x + i // rows * width, rest.y + i % rows * line
-                value = text(surface, f"{player.trail[-1][i]:+.2f}", (x + width - 14, y), px, TEXT, 1)
-                text(surface, title, (x, y), px, DIM, 0, width - 20 - value.w)
-        else:
-            rest = head(part, (f"policy over {player.known.plane[0]}", DIM), ("+", ORANGE), ("-", BLUE))
-            draw_map(surface, rest, player, px)
-    return gauges
+def draw_panel(surface, rect, player, episode, show_map, px):
+    """Return, critic, reward, action, observation and policy map of a player, as many of them as there is room for."""
+    t, line, q = player.t, px + 4, player.predicted()
+    act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
+    plot = functools.partial(draw_plot, length=player.limit if 0 < player.limit <= 400 else max(100, t), px=px)
+    q_curves = [(q, ORANGE, False)] + ([(player.realised(), BLUE, True)] if player.over else [])
+    sections = [  # title, its color, text on its right, its color, height below it or None for a share, its drawing
+        (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE, "realised, dashed" if player.over else "", BLUE,
+         None, functools.partial(plot, curves=q_curves)),
+        ("reward", DIM, f"{player.rewards[-1]:+.3f}" if t else "", TEXT,
+         None, functools.partial(plot, curves=[(player.rewards, BLUE, False)])),
+        ("action", DIM, "yours" if helped else "", YELLOW,
+         line * len(act), functools.partial(draw_gauges, player=player, act=act, helped=helped, px=px)),
+        ("observation", DIM, "", TEXT,
+         line * -(-len(player.trail[0]) // 2), functools.partial(draw_observation, player=player, px=px))]
+    if show_map and player.known is KNOWN["Pendulum"]:
+        sections.append(("torque over angle, velocity", DIM, "orange is +", ORANGE,
+                         None, functools.partial(draw_map, player=player)))
+    rect = rect.inflate(-16, -12)
+    while 2 * line + sum(line + (2 * line if height is None else height) for *_, height, _ in sections) > rect.h:
+        sections.pop()
+    head, *rects = split(rect, [2 * line, *(height and height + line for *_, height, _ in sections)])
+    text(surface, head, f"{player.episode.ret:.1f}", 2 * px)
+    text(surface, head, f"episode {episode}", px, DIM, 1)
+    place = f"step {t}/{player.limit}" if player.limit else f"step {t}"
+    text(surface, head.move(0, line), f"{place}   assisted" if player.assisted else place, px,
+         YELLOW if player.assisted else DIM, 1)
+    for part, (title, color, value, value_color, _, draw) in zip(rects, sections):
+        above, below = split(part, [line - 2, None])
+        text_pair(surface, above, title, value, px, color, value_color)
+        draw(surface, below.inflate(0, -4))
 
 
 def timeline_x(rect, run, step):
-    return rect.x + 14 + step / max(1, run.policies[-1][0], *(s for s, _ in run.curve)) * (rect.w - 28)
+    last = max(1, *run.policies, *(step for step, _ in run.curve))
+    return rect.x + 14 + step / last * (rect.w - 28)
 
 
 def draw_timeline(surface, rect, run, current, follow, px):
     """The evaluation curve of the run over its policies: the one flying as a ring, the best one as B."""
     surface.fill(FIELD, rect)
-    base = rect.bottom - 10
+    x_of, base = functools.partial(timeline_x, rect, run), rect.bottom - 10
     pygame.draw.line(surface, LINE, (rect.x + 14, base), (rect.right - 14, base))
-    for step, _ in run.policies:
-        x = timeline_x(rect, run, step)
-        pygame.draw.line(surface, DIM, (x, base - 4), (x, base + 4))
+    for step in run.policies:
+        pygame.draw.line(surface, DIM, (x_of(step), base - 4), (x_of(step), base + 4))
     if len(run.curve) > 1:
         steps, means = np.array(run.curve).T
-        y = base - 8 - (means - means.min()) / max(np.ptp(means), 1e-9) * (rect.h - 26)
-        pygame.draw.lines(surface, BLUE, False, [(timeline_x(rect, run, s), v) for s, v in zip(steps, y)], 2)
-    if run.best:
-        text(surface, "B", (timeline_x(rect, run, run.best[0]), base - 6 - px), px, YELLOW, 0.5)
-    pygame.draw.circle(surface, ORANGE, (timeline_x(rect, run, current), base), px // 3 + 1, 3)
+        heights = base - 8 - (means - means.min()) / max(np.ptp(means), 1e-9) * (rect.h - 26)
+        pygame.draw.lines(surface, BLUE, False, list(zip(x_of(steps), heights)), 2)
+    if run.curve:
+        text(surface, pygame.Rect(x_of(run.best) - px, base - 6 - px, 2 * px, px), "B", px, YELLOW, 0.5)
+    pygame.draw.circle(surface, ORANGE, (x_of(current), base), px // 3 + 1, 3)
     if follow:
-        text(surface, "LIVE", (rect.right - 14, rect.y + 4), px, ORANGE, 1)
+        text(surface, rect.inflate(-28, -8), "LIVE", px, ORANGE, 1)
 
 
 def draw_help(surface, px):
-    """The key table in as large a type as fits, over the dimmed picture -> [(Rect, action)]: its rows are buttons."""
+    """The key table, in as many columns as make the type largest; 13 times its size is as wide as the widest row."""
     w, h = surface.get_size()
-    surface.blit(shade((w, h)), (0, 0))
-    rows, hits = [(label, meaning, action) for label, _, _, action, _, meaning in KEYS], []
-    for size, columns in ((size, columns) for size in range(px + 8, 8, -1) for columns in (1, 2, 3)):
-        per = -(-len(rows) // columns)
-        key_w = max(font(size).size(label)[0] for label, *_ in rows) + size // 2
-        col_w = key_w + max(font(size).size(meaning)[0] for _, meaning, _ in rows) + 2 * size
-        if col_w * columns <= w and (per + 1) * (size + 3) <= h:
-            break
-    x0, y0 = (w - col_w * columns) // 2 + size, max(2, (h - per * (size + 3)) // 2)
-    for i, (label, meaning, action) in enumerate(rows):
-        x, y = x0 + i // per * col_w, y0 + i % per * (size + 3)
-        text(surface, label, (x, y), size, YELLOW)
-        text(surface, meaning, (x + key_w, y), size)
-        if action:
-            hits.append((pygame.Rect(x, y, col_w - size, size + 3), action))
-    return hits
+    size = lambda columns: min(px + 6, w // columns // 13, int(0.8 * h / -(-len(KEYS) // columns)))
+    columns = max((1, 2, 3), key=size)
+    px = size(columns)
+    rect = pygame.Rect(0, 0, 13 * px * columns, int(px / 0.8) * -(-len(KEYS) // columns))
+    rect.center = surface.get_rect().center
+    for cell, (keys, _, meaning) in zip(table(rect, len(KEYS), columns), KEYS):
+        left, right = split(cell, [5 * px, None], across=True)
+        text(surface, left, keys, px, YELLOW)
+        text(surface, right, meaning, px)
 
 
-@functools.lru_cache(2)
-def shade(size):
-    image = pygame.Surface(size)
-    image.fill((16, 17, 19))
-    image.set_alpha(235)
-    return image
+def draw_notice(surface, rect, notice, px):
+    lines = [part for line in notice.splitlines() for part in textwrap.wrap(line, int(rect.w / px / 0.5))][:5]
+    box = pygame.Rect(rect.x + 8, rect.bottom - 14 - len(lines) * (px + 4), rect.w - 16, 6 + len(lines) * (px + 4))
+    surface.fill(FIELD, box)
+    pygame.draw.rect(surface, YELLOW, box, 1)
+    for row, line in zip(split(box.inflate(-24, -10), [px + 4] * len(lines)), lines):
+        text(surface, row, line, px)
 
 
 class Gif:
-    """Frames of a GIF, reduced to few colours: 50 ms a step, or 40 ms for every second one of 50 steps a second."""
+    """A film of the steps, reduced to 128 colors: 50 ms a step, or 40 ms for every second one of 50 steps a second."""
 
     def __init__(self, path, fps):
         try:
             from PIL import Image
         except ImportError:
-            raise Problem("a GIF needs Pillow: python -m pip install pillow") from None
-        self.image, self.path, self.frames, self.durations, self.last = Image, Path(path), [], [], None
+            raise ValueError("a GIF needs Pillow: python -m pip install pillow") from None
+        self.image, self.path, self.frames, self.durations = Image, path, [], []
         self.stride, self.duration = (1, 50) if fps < 40 else (round(fps / 25), 40)
 
-    def add(self, surface, player):
-        """Add the picture of the player's present step, unless it has been or is to be skipped; the last one stays."""
-        now = id(player.tape), player.t
-        if now != self.last and (player.t % self.stride == 0 or player.over):
-            size = 640, 640 * surface.get_height() // surface.get_width()
-            data = pygame.image.tobytes(pygame.transform.smoothscale(surface, size), "RGB")
-            frame = self.image.frombytes("RGB", size, data)
-            if not self.frames:  # one palette for all, so that little changes: the first picture's colours and others
-                self.palette = self.image.new("P", (1, 1))
-                cube = [85 * i for rgb in np.ndindex(4, 4, 4) for i in rgb]
-                self.palette.putpalette(frame.quantize(128).getpalette()[:384] + cube)
-            self.frames.append(frame.quantize(palette=self.palette, dither=0))
-            self.durations.append(1500 if player.over else self.duration)
-            self.last = now
+    def add(self, surface, last):
+        w, h = surface.get_size()
+        size = self.frames[0].size if self.frames else (640, 640 * h // w)
+        data = pygame.image.tobytes(pygame.transform.smoothscale(surface, size), "RGB")
+        frame = self.image.frombytes("RGB", size, data)
+        if not self.frames:  # one palette for all, so that only what moves takes space: the first colors and others
+            self.palette = frame.quantize(128)
+            others = [85 * channel for color in np.ndindex(4, 4, 4) for channel in color]
+            self.palette.putpalette(self.palette.getpalette()[:384] + others)
+        self.frames.append(frame.quantize(palette=self.palette, dither=0))
+        self.durations.append(1500 if last else self.duration)
 
     def save(self):
         if not self.frames:
-            raise Problem("nothing was recorded")
+            raise ValueError("nothing was recorded")
         self.frames[0].save(self.path, save_all=True, append_images=self.frames[1:], duration=self.durations, loop=0)
-
-
-def draw_notice(surface, rect, notice, px):
-    lines = [part for line in notice.splitlines() for part in textwrap.wrap(line, int(rect.w / px / 0.6))][:5]
-    images = [written(line, px, TEXT, rect.w - 24) for line in lines]
-    box = pygame.Rect(0, 0, max(image.get_width() for image in images) + 24, len(lines) * (px + 4) + 14)
-    box.midbottom = rect.centerx, rect.bottom - 8
-    pygame.draw.rect(surface, BACK, box, 0, 6)
-    pygame.draw.rect(surface, YELLOW, box, 1, 6)
-    for i, image in enumerate(images):
-        surface.blit(image, (box.x + 12, box.y + 8 + i * (px + 4)))
 
 
 # ---------------------------------------------------------------------------------------------------- the window
 
-KEYS = [  # as shown, key codes, typed characters (which no keyboard layout hides), action, button, meaning
-    ("Space", [pygame.K_SPACE], "", ("toggle", "paused"), "Pause", "pause or go on"),
-    (", or Left", [pygame.K_COMMA], ",", ("back",), "<", "one step back"),
-    (". or Right", [pygame.K_PERIOD], ".", ("forward",), ">", "one step forward"),
-    ("arrows held", [], "", None, "", "fly it (or drag a gauge)"),
-    ("drag", [], "", None, "", "push it"),
-    ("R Backspace", [pygame.K_BACKSPACE], "rR", ("again",), "Again", "same episode again"),
-    ("N Enter", [pygame.K_RETURN, pygame.K_KP_ENTER], "nN", ("new_seed",), "New", "next seed"),
-    ("L", [], "lL", ("toggle", "locked"), "Lock", "lock the seed"),
-    ("-", [pygame.K_KP_MINUS], "-", ("change_speed", -1), "-", "slower (to 1/8x)"),
-    ("+", [pygame.K_KP_PLUS], "+=", ("change_speed", 1), "+", "faster (to 16x, max)"),
-    ("0", [pygame.K_KP0], "0", ("change_speed", 0), "", "speed 1x"),
-    ("PgUp [", [pygame.K_PAGEUP], "[", ("choose", "previous"), "", "previous snapshot"),
-    ("PgDn ]", [pygame.K_PAGEDOWN], "]", ("choose", "next"), "", "next snapshot"),
-    ("Home", [pygame.K_HOME], "", ("choose", "first"), "First", "untrained agent"),
-    ("End", [pygame.K_END], "", ("choose", "newest"), "Live", "newest, and follow it"),
-    ("B", [], "bB", ("choose", "best"), "Best", "best policy"),
-    ("D", [], "dD", ("noise",), "Noise", "deterministic or noisy"),
-    ("C", [], "cC", ("pin",), "Compare", "pin for comparison"),
-    ("Tab", [pygame.K_TAB], "", ("toggle", "show_panel"), "", "panel"),
-    ("M", [], "mM", ("toggle", "show_map"), "", "policy map"),
-    ("S", [], "sS", ("png",), "", "save a picture"),
-    ("G", [], "gG", ("gif",), "", "record GIF, save it"),
-    ("F", [], "fF", ("full_screen",), "", "full screen"),
-    ("H ? F1", [pygame.K_F1], "hH?", ("toggle", "show_help"), "Help", "help"),
-    ("Q Esc", [pygame.K_ESCAPE], "qQ", ("quit",), "", "quit"),
+KEYS = [  # keys as they are shown, method and argument, meaning; a single character is what is typed, on any keyboard
+    ("Space", ("toggle", "paused"), "pause or go on"),
+    (", Left", ("step_by", -1), "one step back"),
+    (". Right", ("step_by", 1), "one step forward"),
+    ("Arrows", None, "fly it, unless paused"),
+    ("Drag", None, "push it"),
+    ("R Backspace", ("restart", 0), "same episode again"),
+    ("N Enter", ("restart", 1), "next seed"),
+    ("L", ("toggle", "locked"), "lock the seed"),
+    ("-", ("change_speed", -1), "slower, to 1/8x"),
+    ("+ =", ("change_speed", 1), "faster, to 16x, max"),
+    ("0", ("change_speed", 0), "speed 1x"),
+    ("PgUp [", ("choose", "previous"), "previous snapshot"),
+    ("PgDn ]", ("choose", "next"), "next snapshot"),
+    ("Home", ("choose", "first"), "untrained agent"),
+    ("End", ("choose", "newest"), "newest, and follow"),
+    ("B", ("choose", "best"), "best policy"),
+    ("D", ("toggle", "noisy"), "noisy or not"),
+    ("C", ("pin",), "pin for comparison"),
+    ("Tab", ("toggle", "show_panel"), "panel"),
+    ("M", ("toggle", "show_map"), "policy map"),
+    ("S", ("save_png",), "save a picture"),
+    ("G", ("record_gif",), "record GIF, save it"),
+    ("F", ("full_screen",), "full screen"),
+    ("H ? F1", ("toggle", "show_help"), "help"),
+    ("Q Esc", ("quit",), "quit"),
 ]
-ACTION_OF = {key: action for _, codes, typed, action, *_ in KEYS for key in [*codes, *typed]}
 ARROWS = {pygame.K_LEFT: "left", pygame.K_RIGHT: "right", pygame.K_UP: "up", pygame.K_DOWN: "down"}
-SPEEDS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, np.inf]
+NAMED = dict(Space=pygame.K_SPACE, Left=pygame.K_LEFT, Right=pygame.K_RIGHT, Backspace=pygame.K_BACKSPACE,
+             Enter=pygame.K_RETURN, PgUp=pygame.K_PAGEUP, PgDn=pygame.K_PAGEDOWN, Home=pygame.K_HOME, End=pygame.K_END,
+             Tab=pygame.K_TAB, F1=pygame.K_F1, Esc=pygame.K_ESCAPE)
+ACTION_OF = {NAMED.get(key, key.lower()): action for keys, action, _ in KEYS if action for key in keys.split()}
+REPEATING = "step_by", "change_speed", "choose"  # while their key is held
+SIZE = 1000, 640  # of a new window
+SPEEDS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 1000]  # the last is as fast as it goes
 
 
 class Window:
     """The players on a surface: `handle` an event, `update` by the seconds passed, `draw`; `loop` does all that."""
 
     def __init__(self, surface, options):
-        self.surface, self.options = surface, options
-        self.run = self.player = self.pinned = self.film = None
-        self.results, self.seed, self.number, self.noisy = [], options.seed, 0, options.noisy
+        self.surface, self.options, self.seed, self.noisy = surface, options, options.seed, options.noisy
+        self.path = self.run = self.player = self.pinned = self.film = None
+        self.alive = self.show_panel = self.show_map = self.dirty = True  # dirty: the picture is no longer true
         self.paused = self.locked = self.follow = self.show_help = False
-        self.show_panel = self.show_map = self.alive = self.dirty = True  # dirty: the picture is no longer true
-        self.speed, self.owed, self.hold, self.poll_in = 1, 0.0, 0.0, 0.0  # steps due; seconds
-        self.measured, self.count, self.seconds = None, 0, 0.0  # the real factor of speed, over the last second
-        self.held, self.mouse, self.anchor, self.grip = set(), (0, 0), None, None  # keys down, and what the mouse holds
-        self.notice, self.notice_for, self.buttons, self.gauges = "", 0.0, [], []
-        self.stamps = []  # of the run's files when they were last read
+        self.results, self.episode, self.speed, self.owed = [], 0, 1, 0.0  # steps that are due
+        self.steps, self.seconds = 0, 0.0  # played at this speed, which tell how fast it really is
+        self.held, self.grip, self.mouse = set(), None, (0, 0)  # keys down; (pane, where the mouse went down)
+        self.notice, self.notice_for, self.poll_in = "", 0.0, 0.0
 
     @property
     def players(self):
         return [player for player in (self.player, self.pinned) if player]
 
+    @property
+    def over(self):
+        return all(player.over for player in self.players)
+
     def say(self, message, seconds=5.0):
-        self.notice, self.notice_for, self.dirty = str(message), seconds, True
+        self.notice, self.notice_for, self.dirty = message, seconds, True
 
     def attempt(self, act, *arguments):
-        """Whatever goes wrong is a notice, and what was flying flies on."""
+        """Whatever goes wrong is a notice, and what was flying flies on -> whether it went well."""
         try:
             act(*arguments)
+            return True
         except Exception as error:
-            self.say(error if isinstance(error, (Problem, ddpg.UsageError)) else f"{type(error).__name__}: {error}")
+            self.say(str(error) or repr(error))
 
     def open(self, target):
-        """Show a run or a policy. A run that was written to within the last minute is followed, else its best shown."""
-        folder, file = find(target)
-        run = read_run(folder, file)
-        if not run.policies and not self.options.live:
-            raise Problem(f"{folder} has no policies yet")
-        newest = run.policies[-1] if run.policies else None
-        live = not file and (self.options.live or time.time() - newest[1].stat().st_mtime < 60)
-        if newest:
-            self.show((0, file) if file else newest if live else run.best or newest)
-        self.run, self.follow = run, live
-        self.say(f"{file or folder}" if newest else f"{folder}: waiting for the first policy")
+        """Show a policy, or the best one of a run; of a training that is under way the newest, and each new one."""
+        path = find(target)
+        run, under_way = read_run(path), path.is_dir() and time.time() - path.stat().st_mtime < 60
+        follow = self.options.live or under_way
+        if run:
+            self.show(run.policies[max(run.policies) if follow else run.best])
+        elif self.options.headless or not self.options.live:
+            raise ValueError(f"{path} is not the folder of a run, or has no policies yet")
+        self.path, self.run, self.follow = path, run, follow
+        self.say(str(path))
 
-    def show(self, entry):
-        """Replay the same episode with another policy, (step, path)."""
-        player = Player(ddpg.load(entry[1]), self.options.env, True, self.noisy, self.results)
-        player.start(self.seed)
+    def show(self, path):
+        """Replay the same episode with the policy of another file."""
+        player = Player(ddpg.load(path), self.options.env, self.options.drawn, self.noisy, self.results)
+        player.start(self.seed)  # what fails here leaves the old one flying
         self.player = player
         if self.pinned and self.pinned.env_id != player.env_id:
             self.pinned = None
-        if self.pinned:
-            self.pinned.start(self.seed)
-        self.begin()
-
-    def begin(self):
-        self.number, self.hold, self.owed, self.dirty = self.number + 1, 0.0, 0.0, True
+        self.restart()
 
     # ---- what the key table does
 
     def toggle(self, name):
         setattr(self, name, not getattr(self, name))
+        if name == "noisy":
+            self.restart()
 
-    def forward(self):
-        self.paused = True
-        self.step()
-
-    def back(self):
-        self.paused = True
-        t = max(0, max(player.t for player in self.players) - 1)
+    def step_by(self, by):
+        """Pause, and step forward or back."""
+        self.paused, last = True, max(player.t for player in self.players)
+        if by > 0:
+            return self.step()
         for player in self.players:
-            player.seek(min(player.t, t))
+            player.seek(min(player.t, max(0, last - 1)))
 
-    def again(self):
+    def restart(self, by=0):
+        """Begin the episode of the present seed, or of another one."""
+        self.seed += by
         for player in self.players:
+            player.noisy = self.noisy
             player.start(self.seed)
-        self.begin()
-
-    def new_seed(self):
-        self.seed += 1
-        self.again()
+        self.episode, self.owed, self.dirty = self.episode + 1, 0.0, True
 
     def change_speed(self, by):
         self.speed = SPEEDS[int(np.clip(SPEEDS.index(self.speed) + by, 0, len(SPEEDS) - 1))] if by else 1
-        self.measured, self.count, self.seconds, self.owed = None, 0, 0.0, 0.0
+        self.owed, self.steps, self.seconds = 0.0, 0, 0.0
 
     def choose(self, which):
         """A policy by the user's choice, which ends following, unless it is the newest."""
-        now, policies = self.player.policy.meta["step"], self.run.policies
-        entry = dict(first=policies[0], newest=policies[-1], best=self.run.best,
-                     previous=max((e for e in policies if e[0] < now), default=None),
-                     next=min((e for e in policies if e[0] > now), default=None))[which]
-        if entry:
-            self.show(entry)
-            self.follow = which == "newest"
-        elif which == "best":
-            raise Problem("no best policy: this run has not been evaluated")
-
-    def noise(self):
-        self.noisy = not self.noisy
-        for player in self.players:
-            player.noisy = self.noisy
-        self.again()
+        steps, now = list(self.run.policies), self.player.train_step
+        step = dict(first=steps[0], newest=steps[-1], best=self.run.best,
+                    previous=max((step for step in steps if step < now), default=None),
+                    next=min((step for step in steps if step > now), default=None))[which]
+        if step is None:
+            raise ValueError(f"there is no {which} snapshot")
+        self.show(self.run.policies[step])
+        self.follow = which == "newest"
 
     def pin(self):
-        if self.pinned:
-            self.pinned = None
-        else:
-            self.pinned = Player(self.player.policy, self.options.env, True, self.noisy, self.results)
-            self.again()
-            self.say(f"step {self.player.policy.meta['step']:,} is pinned: now choose another")
+        pinned = None if self.pinned else Player(self.player.policy, self.options.env, True, self.noisy, self.results)
+        self.pinned = pinned
+        if pinned:
+            self.restart()
+            self.say(f"step {pinned.train_step:,} is pinned: now choose another")
 
     def file_name(self, kind):
         name = self.player.env_id.split(":")[-1].replace("/", "-")
-        return f"{name}-step{self.player.policy.meta['step']}-seed{self.seed}.{kind}"
+        return f"{name}-step{self.player.train_step}-seed{self.seed}.{kind}"
 
-    def png(self):
+    def save_png(self):
         self.notice_for = 0
         self.draw()
         pygame.image.save(self.surface, self.file_name("png"))
         self.say(f"saved {self.file_name('png')}")
 
-    def gif(self):
-        if self.film:
-            film, self.film = self.film, None
+    def record_gif(self):
+        film, self.film = self.film, None if self.film else Gif(self.file_name("gif"), self.player.fps)
+        if film:
             film.save()
             self.say(f"saved {film.path}, {len(film.frames)} frames")
-        else:
-            self.film = Gif(self.file_name("gif"), self.player.fps)
 
     def full_screen(self):
-        if self.surface is pygame.display.get_surface():
-            full = self.surface.get_flags() & pygame.FULLSCREEN
-            size, flags = (self.options.size, pygame.RESIZABLE) if full else ((0, 0), pygame.FULLSCREEN)
-            self.surface = pygame.display.set_mode(size, flags)
+        full = self.surface.get_flags() & pygame.FULLSCREEN
+        size, flags = (SIZE, pygame.RESIZABLE) if full else ((0, 0), pygame.FULLSCREEN)
+        self.surface = pygame.display.set_mode(size, flags)
 
     def quit(self):
         self.alive, self.show_help = self.show_help, False  # from the help, back to the picture
@@ -769,83 +684,55 @@ class Window:
 
     def handle(self, event):
         """What a key, the mouse or the window system asks for."""
-        self.dirty = self.dirty or event.type != pygame.MOUSEMOTION
+        self.dirty = True
         if event.type == pygame.QUIT:
             self.alive = False
         elif event.type == pygame.KEYDOWN:
-            repeated = event.key in self.held
+            name, *arguments = ACTION_OF.get(event.unicode.lower()) or ACTION_OF.get(event.key) or [None]
+            flying, repeated = event.key in ARROWS and not self.paused, event.key in self.held
             self.held.add(event.key)
-            action = ACTION_OF.get(event.unicode) or ACTION_OF.get(event.key)
-            if self.paused and event.key in (pygame.K_LEFT, pygame.K_RIGHT):
-                action = ("back",) if event.key == pygame.K_LEFT else ("forward",)
-            if action and (not repeated or action[0] in ("back", "forward", "change_speed", "choose")):
-                self.do(*action)
+            possible = self.player or name in ("quit", "full_screen")
+            if name and possible and not flying and (not repeated or name in REPEATING):
+                getattr(self, name)(*arguments)
         elif event.type == pygame.KEYUP:
             self.held.discard(event.key)
         elif event.type == pygame.WINDOWFOCUSLOST:
             self.held.clear()  # their release goes elsewhere
         elif event.type == pygame.DROPFILE:
             self.open(event.file)
-        elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1:
-            self.press(event.pos)
+        elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.player:
+            pane = next((name for name, rect in self.panes().items() if rect.collidepoint(event.pos)), None)
+            if pane == "scene":
+                push(self.player.env.unwrapped, 0, 0)  # raises where nothing is known to push
+            self.grip = pane, event.pos
+            self.drag(event.pos)
         elif event.type == pygame.MOUSEBUTTONUP and event.button == 1:
-            self.anchor = self.grip = None
+            self.grip = None
         elif event.type == pygame.MOUSEMOTION:
             self.drag(event.pos)
 
-    def do(self, name, *arguments):
-        if self.player or name in ("quit", "full_screen"):
-            getattr(self, name)(*arguments)
-
-    def press(self, pos):
-        where, self.mouse = self.panes(), pos
-        if action := next((action for box, action in self.buttons if box.collidepoint(pos)), None):
-            self.do(*action)
-        elif self.show_help or not self.player:
-            self.show_help = False
-        elif where["timeline"].collidepoint(pos):
-            self.grip = "timeline"
-            self.drag(pos)
-        elif where["scene"].collidepoint(pos):
-            if not self.player.can_push:
-                raise Problem("nobody has taught me how to push in this environment")
-            self.anchor = pos
-        else:
-            self.grip = next((i for i, gauge in enumerate(self.gauges) if gauge.collidepoint(pos)), None)
-
     def drag(self, pos):
-        self.mouse, self.dirty = pos, self.dirty or bool(self.anchor)
-        if self.grip == "timeline":
-            x = functools.partial(timeline_x, self.panes()["timeline"], self.run)
-            entry = min(self.run.policies, key=lambda entry: abs(x(entry[0]) - pos[0]))
-            if entry[0] != self.player.policy.meta["step"]:
+        self.mouse = pos
+        if self.grip and self.grip[0] == "timeline":
+            x_of = functools.partial(timeline_x, self.panes()["timeline"], self.run)
+            step = min(self.run.policies, key=lambda step: abs(x_of(step) - pos[0]))
+            if step != self.player.train_step:
                 self.follow = False
-                self.show(entry)
+                self.show(self.run.policies[step])
 
     def touch(self):
-        """What the user does to it now -> act in [-1, 1], nan where the policy decides, or None; push, or None."""
-        act, push, arrows = np.full(len(self.player.known.acts), np.nan), None, self.player.known.arrows
-        if held := {ARROWS[key] for key in self.held if key in ARROWS} & set(arrows):
-            act[[dim for dim, _ in arrows.values()]] = 0
-            for dim, value in (arrows[direction] for direction in held):
-                act[dim] = value
-        if isinstance(self.grip, int) and self.grip < len(self.gauges):
-            gauge = self.gauges[self.grip]
-            act[self.grip] = np.clip((self.mouse[0] - gauge.centerx) / gauge.w * 2, -1, 1)
-        if self.anchor and self.mouse != self.anchor:
-            half = self.panes()["scene"].h / 2
-            push = (self.mouse[0] - self.anchor[0]) / half, (self.anchor[1] - self.mouse[1]) / half
-        return None if np.isnan(act).all() else act, push
+        """What the user does to it at this moment -> act in [-1, 1] or None, push or None."""
+        act = push_by = None
+        for direction, (dim, value) in self.player.known.arrows.items():
+            if dim < len(self.player.policy.low) and direction in [ARROWS.get(key) for key in self.held]:
+                act = np.zeros_like(self.player.policy.low) if act is None else act
+                act[dim] += value
+        if self.grip and self.grip[0] == "scene" and self.grip[1] != self.mouse:
+            (x, y), reach = self.grip[1], self.panes()["scene"].h / 2
+            push_by = (self.mouse[0] - x) / reach, (y - self.mouse[1]) / reach
+        return act, push_by
 
     # ---- time
-
-    def step(self):
-        """One step of both, in lock-step; where one has ended, the other flies on."""
-        touch = (None, None) if self.paused else self.touch()
-        for player in self.players:
-            if not player.over:
-                player.step(*touch)
-        self.dirty = True
 
     def update(self, dt):
         """Let `dt` seconds pass: for notices, for news from the training, and in the environment."""
@@ -854,55 +741,45 @@ class Window:
         if self.poll_in <= 0:
             self.poll_in = 0.5
             self.poll()
-        if self.paused or self.show_help or not self.player:
+        if self.player and not self.paused and not self.show_help:
+            self.paused = not self.attempt(self.play, dt)  # what raised would raise again
+
+    def poll(self):
+        """See whether the training has written something new."""
+        run, old = read_run(self.path), self.run
+        if not run or run == old:
             return
-        try:
-            if not all(player.over for player in self.players):
-                self.play(dt)
-            elif self.hold < 1.5 / max(1, min(self.speed, 100)):
-                self.hold += dt
-            else:
-                self.next_episode()
-        except Exception:
-            self.paused = True  # what raised would raise again
-            raise
+        self.run, self.dirty, newest = run, True, max(run.policies)
+        if not self.player:
+            self.show(run.policies[newest])
+        elif newest > max(old.policies):
+            self.say(f"new: step {newest:,}" + (", loads at the next episode" if self.follow else ""), 3.0)
 
     def play(self, dt):
         """As many steps as are due at this speed, but never so many that the window stops answering."""
         began = time.perf_counter()
         self.owed += min(dt, 0.25) * self.player.fps * self.speed
-        while self.owed >= 1 and not all(player.over for player in self.players):
-            self.step()
-            self.owed, self.count = self.owed - 1, self.count + 1
-            if time.perf_counter() - began > (0.012 if self.speed == np.inf else 0.03):
-                self.owed = 0.0
         self.seconds += dt
-        if self.seconds >= 1:
-            self.measured, self.count, self.seconds = self.count / self.seconds / self.player.fps, 0, 0.0
+        while self.owed >= 1 and not self.over:
+            self.step(*self.touch())
+            self.owed, self.steps = self.owed - 1, self.steps + 1
+            if time.perf_counter() - began > 0.02:
+                self.owed = 0.0
+        if self.owed > 1.5 * self.player.fps:  # the last picture has stayed for a while
+            newest, self.seed = max(self.run.policies), self.seed + (not self.locked)
+            news = self.follow and newest != self.player.train_step
+            if not (news and self.attempt(self.show, self.run.policies[newest])):
+                self.restart()
 
-    def next_episode(self):
-        self.seed += not self.locked
-        newest = self.run.policies[-1]
-        if self.follow and newest[0] != self.player.policy.meta["step"]:
-            self.attempt(self.show, newest)
-        if all(player.over for player in self.players):  # there was no newer one, or it could not be loaded
-            self.again()
-
-    def poll(self):
-        """See whether the training has written something new."""
-        folder = self.run and self.run.folder
-        watched = (folder, folder / "policies", folder / "progress.csv") if folder else ()
-        stamps = [path.stat().st_mtime_ns for path in watched if path.exists()]
-        if stamps == self.stamps:
-            return
-        self.stamps, run = stamps, read_run(folder)
-        if run == self.run or not run.policies:  # none: not yet, or the folder is gone
-            return
-        before, self.run, self.dirty = self.run, run, True
-        if not self.player:
-            self.show(run.policies[-1])
-        elif run.policies[-1][0] > before.policies[-1][0]:
-            self.say(f"new: step {run.policies[-1][0]:,}" + ", loads at the next episode" * self.follow, 3.0)
+    def step(self, act=None, push_by=None):
+        """One step of both, in lock-step; where one has ended, the other flies on."""
+        for player in self.players:
+            if not player.over:
+                player.step(act, push_by)
+        self.dirty = True
+        if self.film and (self.over or max(player.t for player in self.players) % self.film.stride == 0):
+            self.draw()
+            self.film.add(self.surface, self.over)
 
     # ---- picture
 
@@ -912,146 +789,111 @@ class Window:
         return int(np.clip(min(h / 32, w / 46), 14, 34))
 
     def panes(self):
-        return panes(self.surface.get_size(), self.show_panel, self.px)
+        """Where everything is at the present size -> {name: Rect}; the panel is empty where there is no room for it."""
+        w, h = self.surface.get_size()
+        title, body, bar, timeline = split(self.surface.get_rect(), [self.px + 8, None, self.px + 10, max(36, h // 8)])
+        panel = np.clip(0.36 * w, 200, 620) if self.show_panel and w >= 440 else 0
+        scene, panel = split(body, [None, panel], across=True)
+        return dict(title=title, scene=scene, panel=panel, bar=bar, timeline=timeline)
 
     def draw(self):
         """The whole picture, from the present state and size."""
-        where, self.buttons, self.gauges, self.dirty = self.panes(), [], [], False
+        where, px, self.dirty = self.panes(), self.px, False
         self.surface.fill(BACK)
-        if self.player:
-            self.draw_title(where["title"])
+        if not self.player:
+            text(self.surface, where["scene"], "waiting for the first policy ..", px, DIM, 0.5)
+        elif self.show_help:
+            draw_help(self.surface, px)
+        else:
+            self.draw_lines(where["title"].inflate(-16, -10), where["bar"].inflate(-16, -10))
             self.attempt(self.draw_scenes, where["scene"])
             if where["panel"].w:
-                self.gauges = draw_panel(self.surface, where["panel"], self.player, self.number, self.px, self.show_map)
-            step = self.player.policy.meta["step"]
-            draw_timeline(self.surface, where["timeline"], self.run, step, self.follow, self.px)
-            self.draw_bar(where["bar"])
-        if self.show_help:
-            self.buttons = draw_help(self.surface, self.px)
+                draw_panel(self.surface, where["panel"], self.player, self.episode, self.show_map, px)
+            draw_timeline(self.surface, where["timeline"], self.run, self.player.train_step, self.follow, px)
         if self.notice_for > 0:
-            draw_notice(self.surface, where["scene"], self.notice, self.px)
-        if self.film:
-            self.film.add(self.surface, self.player)
-            text(self.surface, "REC", (where["scene"].right - 10, where["scene"].y + 8), self.px + 4, ORANGE, 1)
+            draw_notice(self.surface, where["scene"], self.notice, px)
 
-    def draw_title(self, rect):
-        meta, px = self.player.policy.meta, self.px
-        title = f"{self.player.env_id}   {self.player.policy.config.algo}   step {meta['step']:,}"
-        title += "" if meta.get("evaluation") is None else f"   eval {meta['evaluation']:.1f}"
-        same = dict(policy=meta["path"], train_step=meta["step"], deterministic=not self.noisy, assisted=False)
-        recent = [row["return"] for row in self.results[-100:] if same.items() <= row.items()][-10:]
-        wide = recent and rect.w > 40 * px
-        right = f"last {len(recent)}: {np.mean(recent):.1f} ± {np.std(recent):.1f}" if wide else ""
-        used = text(self.surface, right, (rect.right - 8, rect.y + 5), px, DIM, 1).w
-        text(self.surface, title, (8, rect.y + 5), px, TEXT, 0, rect.w - used - 24)
-        if self.surface is pygame.display.get_surface() and pygame.display.get_caption()[0] != title:
-            pygame.display.set_caption(title)
+    def draw_lines(self, title, bar):
+        """What is flying, and how."""
+        player, config, score = self.player, self.player.policy.config, self.player.policy.meta.get("evaluation")
+        name = f"{player.env_id}   {config.algo}   step {player.train_step:,}"
+        name += "" if score is None else f"   eval {score:.1f}"
+        same = dict(policy=player.policy.meta["path"], deterministic=not self.noisy, assisted=False)
+        last = [row["return"] for row in self.results[-100:] if same.items() <= row.items()][-10:]
+        record = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
+        text_pair(self.surface, title, name, record if title.w > 40 * self.px else "", self.px, TEXT, DIM)
+        if pygame.display.get_init():
+            pygame.display.set_caption(name)
+        speed = "max" if self.speed == SPEEDS[-1] else f"{self.speed:g}x"
+        if self.seconds > 1:
+            speed += f" ({self.steps / self.seconds / player.fps:.1f}x)"
+        state = ["paused" if self.paused else speed, "noisy" if self.noisy else "deterministic",
+                 f"seed {self.seed}" + (" locked" if self.locked else "")]
+        text_pair(self.surface, bar, "   ".join(state), "H: all keys", self.px, YELLOW if self.paused else TEXT, DIM)
 
     def draw_scenes(self, rect):
         """One scene, or two: side by side or one above the other, whichever shows them larger."""
-        players = self.players
         h, w = self.player.frame().shape[:2]
         beside = min(rect.w / 2 / w, rect.h / h) >= min(rect.w / w, rect.h / 2 / h)
-        n = len(players)
-        part = pygame.Rect(rect.topleft, (rect.w // n, rect.h) if beside else (rect.w, rect.h // n))
-        for i, player in enumerate(players):
-            caption = f"{player.episode.ret:.1f}" if self.pinned or not self.panes()["panel"].w else ""
-            caption += f"   step {player.policy.meta['step']:,}" * bool(self.pinned) + "   pinned" * i
-            color = (ORANGE, BLUE)[i] if self.pinned else TEXT
+        parts = split(rect, [None] * len(self.players), across=beside)
+        for player, part, color in zip(self.players, parts, (ORANGE, BLUE)):
+            caption = f"{player.episode.ret:.1f}   step {player.train_step:,}" if self.pinned else ""
+            caption += "   pinned" if player is self.pinned else ""
+            if not caption and not self.panes()["panel"].w:
+                caption = f"{player.episode.ret:.1f}"
             draw_scene(self.surface, part.inflate(-4, -4), player.frame(), caption, self.px + 4, color)
-            part = part.move(part.w * beside, part.h * (not beside))
-        if self.anchor:
-            pygame.draw.line(self.surface, YELLOW, self.anchor, self.mouse, 3)
+        if self.grip and self.grip[0] == "scene":
+            pygame.draw.line(self.surface, YELLOW, self.grip[1], self.mouse, 3)
             pygame.draw.circle(self.surface, YELLOW, self.mouse, 6)
 
-    def draw_bar(self, rect):
-        """The state of playing, and on its right as many buttons as there is room for."""
-        px, y = self.px, rect.y + 7
-        speed = "max" if self.speed == np.inf else f"{self.speed}x" if self.speed >= 1 else f"1/{1 / self.speed:.0f}x"
-        speed += "" if self.measured is None or self.paused else f" ({self.measured:.1f}x)"
-        state = ["paused"] * self.paused + [speed, "noisy" if self.noisy else "deterministic"]
-        state = "   ".join([*state, f"seed {self.seed}" + " locked" * self.locked])
-        left = text(self.surface, state, (8, y), px, YELLOW if self.paused else TEXT, 0, rect.w * 0.6).right
-        named = [(name, action, font(px).size(name)[0] + px) for *_, action, name, _ in KEYS if name]
-        while sum(width for *_, width in named) > rect.right - left - px - 4:
-            named.pop(-2)  # Help stays
-        right = rect.right - sum(width for *_, width in named)
-        active = {("noise",): self.noisy, ("pin",): self.pinned, ("choose", "newest"): self.follow}
-        for name, action, width in named:
-            box = pygame.Rect(right, rect.y + 3, width - 4, rect.h - 6)
-            on = active.get(action) or action[0] == "toggle" and getattr(self, action[1])
-            pygame.draw.rect(self.surface, FIELD, box, 0, 4)
-            text(self.surface, name, (box.centerx, y), px, YELLOW if on else TEXT, 0.5)
-            self.buttons.append((box, action))
-            right += width
-
     def loop(self):
-        """Handle, update, draw, 60 times a second; when nothing moves, 25 times without drawing."""
+        """Handle, update, and draw if something has changed, 60 times a second."""
         clock, last = pygame.time.Clock(), time.perf_counter()
         pygame.key.set_repeat(350, 50)
         while self.alive:
-            idle = (self.paused or self.show_help or not self.player) and not self.dirty
             for event in pygame.event.get():
                 self.attempt(self.handle, event)
             now = time.perf_counter()
             self.attempt(self.update, now - last)
-            last, self.surface = now, pygame.display.get_surface()
+            last, self.surface = now, pygame.display.get_surface()  # another one after a change of size
             if self.dirty:
                 self.attempt(self.draw)
+                if self.film:
+                    text(self.surface, self.panes()["scene"].inflate(-20, -16), "REC", self.px + 4, ORANGE, 1)
                 pygame.display.flip()
-            if idle:
-                time.sleep(0.04)  # event.wait would look a thousand times a second
-            else:
-                clock.tick(60)
+            clock.tick(60)
 
 
-def open_display(size):
+def open_display():
     """A window on the screen. Without a screen SDL would open one that nobody sees: that is refused."""
     try:
         pygame.display.init()
         pygame.font.init()
         if pygame.display.get_driver() in ("offscreen", "dummy") and not os.environ.get("SDL_VIDEODRIVER"):
             raise pygame.error("no screen found")
-        surface = pygame.display.set_mode(size, pygame.RESIZABLE)
+        return pygame.display.set_mode(SIZE, pygame.RESIZABLE)
     except pygame.error as error:
-        raise Problem(f"cannot open a window: {error}\nwithout one: --headless, --png FILE or --gif FILE") from None
-    pygame.display.set_caption("viewer.py")
-    return surface
+        raise ValueError(f"cannot open a window: {error}\nwithout one: --headless, --png FILE or --gif FILE") from None
 
 
 def watch(options):
-    """The window: on the screen at once, loading torch behind it."""
-    folder, file = find(options.run)
-    surface, failed = open_display(options.size), []
-
-    def load():
-        try:
-            import_ddpg()
-        except Exception as error:
-            failed.append(error)
-
-    loader, window = threading.Thread(target=load, daemon=True), Window(surface, options)
-    print(f"viewer.py: {file or folder}", flush=True)
-    loader.start()
-    while loader.is_alive() and window.alive:
-        window.alive = all(event.type != pygame.QUIT for event in pygame.event.get())
-        surface = window.surface = pygame.display.get_surface()
-        surface.fill(BACK)
-        text(surface, f"opening {file or folder} ..", surface.get_rect().center, window.px, DIM, 0.5)
+    """The window: on the screen at once, while torch is loading."""
+    path = find(options.run)
+    window, loading = Window(open_display(), options), ThreadPoolExecutor(1).submit(import_ddpg)
+    pygame.display.set_caption("viewer.py")
+    print(f"viewer.py: {path}", flush=True)
+    while not loading.done():
+        text(window.surface, window.surface.get_rect(), f"opening {path} ..", window.px, DIM)
         pygame.display.flip()
-        loader.join(0.03)
-    if not window.alive:
-        pygame.display.quit()
-    loader.join()  # an import must not be torn off
-    if failed:
-        raise Problem(f"cannot import ddpg.py: {failed[0]}")
+        pygame.event.pump()  # events wait in the queue; a window that never asked for them would be called hung
+        time.sleep(0.03)
+    loading.result()  # raises what the import raised
     try:
-        if window.alive:
-            window.open(file or folder)
-            window.loop()
+        window.open(path)
+        window.loop()
     finally:
         if window.film:
-            window.attempt(window.gif)
+            window.attempt(window.record_gif)
         lines = [summary_line(row) for row in summary(window.results)]
         print("\n".join(lines or ["no episode was flown to its end without help"]))
 
@@ -1062,44 +904,36 @@ def watch(options):
 def headless(options):
     """Play episodes as fast as they go: print them, and draw them where a picture or a film is asked for."""
     os.environ["SDL_VIDEODRIVER"] = "dummy"
-    folder, file = find(options.run)
+    path = find(options.run)
     import_ddpg()
-    run, drawn, film, results = read_run(folder, file), options.png or options.gif, None, []
-    if not run.policies:
-        raise Problem(f"{folder} has no policies yet")
-    entries = [(step_of(file), file) if file else run.best or run.policies[-1]]
+    pygame.font.init()
+    window = Window(pygame.Surface(SIZE), options)
+    window.open(path)
+    files = [window.run.policies[window.run.best]]
     if options.tour is not None:
-        index = np.linspace(0, len(run.policies) - 1, options.tour or len(run.policies)).round().astype(int)
-        entries = [run.policies[i] for i in sorted(set(index))]
-    if drawn:
-        pygame.font.init()
-        window = Window(pygame.Surface(options.size), options)
-        window.run, window.results, window.noisy = run, results, options.noisy
-    for _, path in entries:
-        player = Player(ddpg.load(path), options.env, bool(drawn), options.noisy, results)
-        for number in range(options.episodes):
-            player.start(options.seed + number)
-            if drawn:
-                window.player, window.seed, window.number = player, player.seed, number + 1
-            if options.gif:
-                film = window.film = film or Gif(options.gif, player.fps)
-                window.draw()
-            while not player.over:
-                player.step()
-                if options.gif and (player.t % film.stride == 0 or player.over):
-                    window.draw()
-            line = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}".format(**player.row)
-            print(json.dumps(player.row) if options.json else line)
+        files = list(window.run.policies.values())
+        chosen = np.linspace(0, len(files) - 1, options.tour or len(files)).round().astype(int)
+        files = [files[i] for i in np.unique(chosen)]
+    if options.gif:
+        window.film = Gif(options.gif, window.player.fps)
+    window.episode, window.notice_for = 0, 0.0
+    for file in files:
+        for window.seed in range(options.seed, options.seed + options.episodes):
+            window.show(file)
+            while not window.over:
+                window.step()
+            row = window.results[-1]
+            line = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}".format(**row)
+            print(json.dumps(row) if options.json else line)
     try:
         if options.png:
-            window.film = None
             window.draw()
             pygame.image.save(window.surface, options.png)
-        if film:
-            film.save()
+        if options.gif:
+            window.film.save()
     except (OSError, pygame.error) as error:
-        raise Problem(f"cannot save: {error}") from None
-    for row in summary(results):
+        raise ValueError(f"cannot save: {error}") from None
+    for row in summary(window.results):
         print(json.dumps({"summary": True} | row) if options.json else summary_line(row))
 
 
@@ -1107,12 +941,8 @@ def headless(options):
 
 
 def parse(argv):
-    def size(string):
-        w, h = map(int, string.split("x"))
-        return min(max(w, 160), 7680), min(max(h, 120), 4320)
-
     def refuse(message):
-        raise Problem(f"{message}; --help lists all flags")
+        raise ValueError(f"{message}; --help lists all flags")
 
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -1122,7 +952,6 @@ def parse(argv):
     add("--seed", type=int, default=0, help="the first episode's seed; the next ones follow (default 0)")
     add("--live", action="store_true", help="follow the newest policy of a training from the start")
     add("--noisy", action="store_true", help="with the exploration noise of the training")
-    add("--size", type=size, default=(1000, 640), metavar="WxH", help="of the window or picture (default 1000x640)")
     add("--headless", action="store_true", help="no window: play and print")
     add("--episodes", type=int, metavar="N", help="episodes without a window (default 20; in tours and films 1)")
     add("--json", action="store_true", help="without a window: lines of JSON")
@@ -1130,11 +959,10 @@ def parse(argv):
     add("--gif", metavar="FILE", help="save a film of the episodes")
     add("--tour", type=int, nargs="?", const=0, metavar="N", help="an episode per snapshot, or for N of them")
     options = parser.parse_args(argv)
-    pictures = options.png or options.gif or options.tour is not None
-    options.headless = options.headless or bool(pictures or options.json)
-    options.episodes = options.episodes or (1 if pictures else 20)
-    if options.seed < 0 or options.episodes < 1 or (options.tour or 0) < 0:
-        refuse("--seed and --tour must not be negative, --episodes must be at least 1")
+    short = bool(options.png or options.gif or options.tour is not None)
+    options.headless = options.headless or options.json or short
+    options.drawn = bool(options.png or options.gif or not options.headless)
+    options.episodes = max(1, options.episodes or (1 if short else 20))
     return options
 
 
@@ -1149,9 +977,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         return 130
     except Exception as error:
-        if not isinstance(error, (Problem, *([ddpg.UsageError] if ddpg else []))):
-            raise
-        print("\n".join(f"viewer.py: {error}".splitlines()[:3]), file=sys.stderr)
+        print("\n".join(f"viewer.py: {str(error) or repr(error)}".splitlines()[:3]), file=sys.stderr)
         return 2
 
 
