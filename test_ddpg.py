@@ -1184,6 +1184,8 @@ def test_a_hostile_policy_file_is_refused_and_nothing_in_it_runs(tmp_path, count
         if path.stem in ("bomb", "pipe", "wide", "pickle"):
             began = time.perf_counter()
             assert ddpg.main(["--eval", str(path)]) == 2 and time.perf_counter() - began < 1
+            began = time.perf_counter()
+            assert viewer.main([str(path), "--headless"]) == 2 and time.perf_counter() - began < 1
 
 
 @pytest.mark.slow
@@ -1633,6 +1635,33 @@ def test_every_key(run, tmp_path):
     assert not w.alive
     assert w.notice_for <= 0 or w.notice.startswith("saved")
     assert set(viewer.ACTION_OF) <= pressed
+
+
+def test_everything_works_by_mouse_too(run):
+    """A click below the scene opens the key table, and a click on a row does what its key does."""
+    rows = {meaning: i for i, (_, _, meaning) in enumerate(viewer.KEYS)}
+
+    def choose(meaning):
+        w.show_help = False
+        click(w, w.panes()["bar"].center)
+        assert w.show_help
+        pixels(w)
+        click(w, viewer.help_cells(w.surface.get_rect(), w.px)[1][rows[meaning]].center)
+        assert not w.show_help and w.notice_for <= 0, w.notice
+
+    w = open_window(run)
+    w.update(0.2)
+    for meaning, state in [
+        ("pause or go on", lambda: w.paused), ("one step back", lambda: w.player.t), ("one step forward", lambda: w.player.t),
+        ("next seed", lambda: w.seed), ("lock the seed", lambda: w.locked), ("slower, to 1/8x", lambda: w.speed), ("speed 1x", lambda: w.speed),
+        ("untrained agent", lambda: step_shown(w)), ("next snapshot", lambda: step_shown(w)), ("best policy", lambda: step_shown(w)),
+        ("noisy or not", lambda: w.noisy), ("panel", lambda: w.show_panel), ("policy map", lambda: w.show_map), ("quit", lambda: w.alive),
+    ]:
+        before = state()
+        choose(meaning)
+        assert state() != before, meaning
+        if meaning == "panel":
+            choose(meaning)  # it has the map
 
 
 def test_keys_that_repeat(run):

@@ -89,9 +89,8 @@ def read_run(folder):
 def step_of(path):
     """The training step of a policy file, or None if it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return int(json.loads(str(file["meta"]))["step"])
-    except Exception:  # zipfile, numpy and json each raise their own
+        return int(ddpg.read_npz(path)[1]["step"])
+    except (KeyError, TypeError, ValueError):
         return None
 
 
@@ -467,15 +466,23 @@ def draw_timeline(surface, rect, run, current, follow, px):
         text(surface, rect.inflate(-28, -8), "LIVE", px, ORANGE, 1)
 
 
-def draw_help(surface, px):
-    """The key table, in as many columns as make the type largest; 13 times its size is as wide as the widest row."""
-    w, h = surface.get_size()
+def help_cells(screen, px):
+    """Where each row of the key table is -> size of the type, Rects; in as many columns as make the type largest.
+
+    13 times that size is as wide as the widest row.
+    """
+    w, h = screen.size
     size = lambda columns: min(px + 6, w // columns // 13, int(0.8 * h / -(-len(KEYS) // columns)))
     columns = max((1, 2, 3), key=size)
     px = size(columns)
     rect = pygame.Rect(0, 0, 13 * px * columns, int(px / 0.8) * -(-len(KEYS) // columns))
-    rect.center = surface.get_rect().center
-    for cell, (keys, _, meaning) in zip(table(rect, len(KEYS), columns), KEYS):
+    rect.center = screen.center
+    return px, table(rect, len(KEYS), columns)
+
+
+def draw_help(surface, px):
+    px, cells = help_cells(surface.get_rect(), px)
+    for cell, (keys, _, meaning) in zip(cells, KEYS):
         left, right = split(cell, [5 * px, None], across=True)
         text(surface, left, keys, px, YELLOW)
         text(surface, right, meaning, px)
@@ -694,6 +701,12 @@ class Window:
             possible = self.player or name in ("quit", "full_screen")
             if name and possible and not flying and (not repeated or name in REPEATING):
                 getattr(self, name)(*arguments)
+        elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.show_help:
+            self.show_help = False
+            clicked = help_cells(self.surface.get_rect(), self.px)[1]
+            for (_, action, _), cell in zip(KEYS, clicked):
+                if action and action[-1] != "show_help" and cell.collidepoint(event.pos):
+                    getattr(self, action[0])(*action[1:])
         elif event.type == pygame.KEYUP:
             self.held.discard(event.key)
         elif event.type == pygame.WINDOWFOCUSLOST:
@@ -702,6 +715,8 @@ class Window:
             self.open(event.file)
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.player:
             pane = next((name for name, rect in self.panes().items() if rect.collidepoint(event.pos)), None)
+            if pane == "bar":
+                self.show_help = True
             if pane == "scene":
                 push(self.player.env.unwrapped, 0, 0)  # raises where nothing is known to push
             self.grip = pane, event.pos
@@ -829,7 +844,7 @@ class Window:
             speed += f" ({self.steps / self.seconds / player.fps:.1f}x)"
         state = ["paused" if self.paused else speed, "noisy" if self.noisy else "deterministic",
                  f"seed {self.seed}" + (" locked" if self.locked else "")]
-        text_pair(self.surface, bar, "   ".join(state), "H: all keys", self.px, YELLOW if self.paused else TEXT, DIM)
+        text_pair(self.surface, bar, "   ".join(state), "H or click: all keys", self.px, YELLOW if self.paused else TEXT, DIM)
 
     def draw_scenes(self, rect):
         """One scene, or two: side by side or one above the other, whichever shows them larger."""
@@ -959,10 +974,12 @@ def parse(argv):
     add("--gif", metavar="FILE", help="save a film of the episodes")
     add("--tour", type=int, nargs="?", const=0, metavar="N", help="an episode per snapshot, or for N of them")
     options = parser.parse_args(argv)
+    if options.episodes is not None and options.episodes < 1 or options.tour is not None and options.tour < 0:
+        refuse("--episodes and --tour must be at least 1")
     short = bool(options.png or options.gif or options.tour is not None)
     options.headless = options.headless or options.json or short
     options.drawn = bool(options.png or options.gif or not options.headless)
-    options.episodes = max(1, options.episodes or (1 if short else 20))
+    options.episodes = options.episodes or (1 if short else 20)
     return options
 
 

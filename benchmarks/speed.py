@@ -10,7 +10,8 @@ whose two files run from copies with nothing changed but the widths. `--write FI
 
 Each program runs in a process of its own, one at a time, in turn. All are measured in the same way from outside: the
 environment that `gymnasium.make` gives them notes the time at two of its steps, both after learning began. Evaluation
-and logging are what each does by default; ours does not evaluate in `steps`. Peers take the environment's own reward.
+and logging are what each does by default; ours does not evaluate in `steps`. CleanRL's DDPG moves its actor at every
+second step, so ours does so beside it.
 """
 
 import argparse
@@ -74,9 +75,10 @@ def run_program(program, env, algo, threads, on_step, width=None, batch=None, cl
         first.append(Watched(make(*args, **kwargs), on_step))
         return first[0]
 
-    if program == "ours":
+    if program.startswith("ours"):
+        delay = 2 if program == "ours, delay 2" else None
         config = ddpg.Config(env=env, algo=algo, hidden=(width, width), batch_size=batch, learning_starts=WARM_UP,
-                             layer_norm=False, eval_every=0, total_steps=10**9)
+                             policy_delay=delay, layer_norm=False, eval_every=0, total_steps=10**9)
         count = 0
         for _ in ddpg.Training(config, threads=threads):  # which makes a new environment for each episode
             on_step(count)
@@ -156,24 +158,25 @@ def in_a_process(python, child, timeout, **settings):
 def steps(options):
     """Training steps per second, in turn; the medians, and the medians of the ratios of each round."""
     report = {}
-    programs = ["ours", *["sb3"] * bool(options.python), *["cleanrl"] * bool(options.cleanrl)]
-    for width, batch, last in (64, 64, 3_200), (256, 256, 1_800):
+    for width, batch, last in (64, 64, 3_200), (256, 256, 1_600):
         print(f"\nwidths {width}-{width}, batch {batch}, Pendulum-v1: training steps per second with 1 / 2 threads\n")
-        print("| | " + " | ".join(programs) + " | ours / sb3 | ours / CleanRL |\n|---" * 1 + "|" + "---|" * (len(programs) + 2))
-        for algo in "td3", "ddpg":
-            rounds = {(p, t): [] for p in programs for t in (1, 2)}
+        print("| | ours | the other | ratio, each with its better number of threads |\n|---|---|---|---|")
+        for algo, ours, other in [("td3", "ours", "sb3"), ("td3", "ours", "cleanrl"), ("ddpg", "ours", "sb3"), ("ddpg", "ours, delay 2", "cleanrl")]:
+            if not (options.cleanrl if other == "cleanrl" else options.python):
+                continue
+            rounds = {(p, t): [] for p in (ours, other) for t in (1, 2)}
             for _ in range(options.rounds):
                 for program, threads in rounds:
-                    python = sys.executable if program == "ours" else options.python
+                    python = sys.executable if program == ours else options.python
                     rounds[program, threads].append(in_a_process(
                         python, "steps", 600, program=program, env="Pendulum-v1", algo=algo, threads=threads, width=width,
                         batch=batch, last=last, cleanrl=options.cleanrl))
             median = {key: statistics.median(values) for key, values in rounds.items()}
-            best = {p: max((1, 2), key=lambda t: median[p, t]) for p in programs}  # the better number of threads of each
-            ratios = [statistics.median(a / b for a, b in zip(rounds["ours", best["ours"]], rounds[p, best[p]])) for p in programs[1:]]
-            print(f"| {algo} | " + " | ".join(f"{median[p, 1]:.0f} / {median[p, 2]:.0f}" for p in programs) + " | "
-                  + " | ".join(f"{r:.1f}" for r in ratios) + " |", flush=True)
-            report[f"{algo} {width}"] = {f"{p} {t}": values for (p, t), values in rounds.items()} | dict(zip(programs[1:], ratios))
+            a, b = (max(((p, 1), (p, 2)), key=median.get) for p in (ours, other))
+            ratio = statistics.median(x / y for x, y in zip(rounds[a], rounds[b]))
+            print(f"| {algo}, {other} | {median[ours, 1]:.0f} / {median[ours, 2]:.0f} | {median[other, 1]:.0f} / {median[other, 2]:.0f} "
+                  f"| {ratio:.2f} |", flush=True)
+            report[f"{algo} {width} {other}"] = {f"{p} {t}": values for (p, t), values in rounds.items()} | {"ratio": ratio}
     return report
 
 
