@@ -17,6 +17,7 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import termios
 import time
 import traceback
@@ -74,11 +75,56 @@ def run_for(config, env=None, **kw):
     return run
 
 
-def command(*arguments, cwd=None, timeout=60, **kw):
-    """Run ddpg.py as a user would."""
-    environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "error::SyntaxWarning"}
-    return subprocess.run([sys.executable, ROOT / "ddpg.py", *map(str, arguments)], cwd=cwd, timeout=timeout,
-                          capture_output=True, text=True, env=environment, **kw)
+def in_a_child(work, output=os.devnull, errors=None, timeout=120):
+    """Run `work()` in a forked process -> its id; it exits with what `work` returns, 1 if that raises."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    signal.alarm(timeout)  # no child outlives a test that failed for long
+    try:
+        for stream, path in (1, output), (2, errors or output):
+            os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+        code = work()
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def exit_code(pid, timeout=60):
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    raise AssertionError("it hangs")
+
+
+def command(*arguments, cwd=None, timeout=60, fresh=False):
+    """Run ddpg.py as a user would: in a fork of this process, which has torch already, or in a fresh interpreter."""
+    arguments = list(map(str, arguments))
+    if fresh:
+        environment = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "error::SyntaxWarning"}
+        return subprocess.run([sys.executable, ROOT / "ddpg.py", *arguments], cwd=cwd, timeout=timeout,
+                              capture_output=True, text=True, env=environment)
+
+    def work():
+        os.chdir(cwd or os.getcwd())
+        return ddpg.main(arguments)
+
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code = exit_code(in_a_child(work, out, err), timeout)
+        return subprocess.CompletedProcess(arguments, code, out.read_text(), err.read_text())
 
 
 # ------------------------------------------------------------------------------------- the update, against NumPy
@@ -600,7 +646,7 @@ def same_run(a, b):
 
 def test_same_seed_twice_is_byte_identical_and_another_seed_is_not(tmp_path):
     for name, seed in ("a", 5), ("b", 5), ("c", 6):
-        result = command(*QUICK, "--seed", seed, "--out", tmp_path / name)
+        result = command(*QUICK, "--seed", seed, "--out", tmp_path / name, fresh=name == "b")
         assert result.returncode == 0, result.stderr
     assert same_run(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "a" / "last.npz").read_bytes() != (tmp_path / "c" / "last.npz").read_bytes()
@@ -738,38 +784,6 @@ def test_what_is_not_a_policy_is_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------- never lose a run
-
-
-def in_a_child(work, output=os.devnull, timeout=120):
-    """Run `work()` in a forked process -> its id; it exits with what `work` returns, 1 if that raises."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    signal.alarm(timeout)  # no child outlives a test that failed for long
-    try:
-        for stream in 1, 2:
-            os.dup2(os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-        code = work()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def exit_code(pid, timeout=60):
-    end = time.monotonic() + timeout
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise AssertionError("it hangs")
 
 
 def go_on(folder, save_every=0.0):
@@ -1178,7 +1192,7 @@ def load_hostile_files(folder, count):
 
 def test_a_hostile_policy_file_is_refused_and_nothing_in_it_runs(tmp_path, count=500):
     log = tmp_path / "log"
-    assert exit_code(in_a_child(lambda: load_hostile_files(tmp_path, count), log, 600), 600) == 0, log.read_text()
+    assert exit_code(in_a_child(lambda: load_hostile_files(tmp_path, count), log, timeout=600), 600) == 0, log.read_text()
     print(log.read_text())
     for path in sorted(tmp_path.glob("*.npz")):
         if path.stem in ("bomb", "pipe", "wide", "pickle"):
@@ -1352,7 +1366,7 @@ def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
 
 
 def test_help_shows_each_flag_and_the_presets():
-    text = command("--help").stdout
+    text = command("--help", fresh=True).stdout
     for f in fields(Config):
         assert f"--{f.name.replace('_', '-')}" in text and f.metadata["help"].split()[0] in text
     for env in PRESETS:
