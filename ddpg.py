@@ -46,7 +46,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.optim.adam import adam
 
 try:
     import fcntl
@@ -217,31 +217,68 @@ class MLP(nn.Module):
                 params.append(torch.empty(n, rows, fan_out).uniform_(-bound, bound))
         self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
         self.layers = list(zip(self.weights, self.biases))  # quicker to walk through than the lists of parameters
+        self.tape = []  # what backward needs of the latest forward
 
-    def forward(self, x, first=None):
-        """x (B, in) -> (n, B, out), or (first, B, out): the outputs of the first few alone."""
-        layers = self.layers if first is None else [(w[:first], b[:first]) for w, b in self.layers]
-        *hidden, (weight, bias) = layers
-        x = x.expand(len(weight), *x.shape)
-        for w, b in hidden:
+    def forward(self, x, layers=None):
+        """x (B, in) -> (n, B, out), by all the layers or by some of the networks' own."""
+        layers, norm = layers or self.layers, None
+        x = x.expand(len(layers[0][0]), *x.shape)
+        self.tape.clear()
+        for w, b in layers:
+            if self.tape:  # between two layers
+                if self.layer_norm:
+                    norm = x, *torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
+                    x = norm[1]
+                x = x.relu_()
+            self.tape.append((x, w, b, norm))
             x = torch.baddbmm(b, x, w)
-            x = (F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x).relu_()
-        return torch.baddbmm(bias, x, weight)
+        return x
+
+    def backward(self, grad, of_input=False):
+        """The chain rule, by hand as autograd takes twice as long: grad = dloss/doutput of the latest forward, (n, B, out).
+
+        Leaves dloss/dparameter in each `parameter.grad`; or, `of_input`, only returns dloss/dx (n, B, in).
+        """
+        while self.tape:
+            x, w, b, norm = self.tape.pop()
+            if not of_input:
+                torch.bmm(x.mT, grad, out=w.grad)
+                torch.sum(grad, 1, keepdim=True, out=b.grad)
+            if self.tape or of_input:
+                grad = torch.bmm(grad, w.mT)
+            if self.tape:
+                grad = torch.ops.aten.threshold_backward(grad, x, 0)  # of relu: 0 where x is
+            if norm:
+                z, _, mean, rstd = norm
+                grad = torch.ops.aten.native_layer_norm_backward(
+                    grad, z, z.shape[-1:], mean, rstd, None, None, (True, False, False))[0]
+        return grad
 
 
 class Actor(nn.Module):
-    """mu(s): obs (B, obs) -> act (B, act) in [-1, 1]. Yours may look different as long as it keeps these shapes."""
+    """mu(s): obs (B, obs) -> act (B, act) in [-1, 1].
+
+    Yours may be any nn.Module of these shapes. Without `backward` it learns by autograd.
+    """
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
         self.net = MLP(1, [obs_dim, *config.hidden, act_dim], config.obs_scale)
 
     def forward(self, obs):
-        return self.net(obs)[0].tanh()
+        self.act = self.net(obs)[0].tanh()
+        return self.act
+
+    def backward(self, grad):
+        """grad = dloss/dact of the latest forward, (B, act) -> dloss/dparameter in `parameter.grad`."""
+        self.net.backward(torch.ops.aten.tanh_backward(grad, self.act)[None])
 
 
 class Critic(nn.Module):
-    """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1). Yours may differ too."""
+    """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1).
+
+    Yours may be any nn.Module of these shapes. Without `backward` and `slope` it learns by autograd.
+    """
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
@@ -252,21 +289,51 @@ class Critic(nn.Module):
     def forward(self, obs, act):
         return self.net(torch.cat([obs, act], dim=-1))
 
-    def q1(self, obs, act):
-        """What the actor climbs, Q_1(s, a) (1, B, 1): `self(obs, act)[:1]` without the work for the others."""
-        return self.net(torch.cat([obs, act], dim=-1), 1)
+    def backward(self, grad):
+        """grad = dloss/dQ of the latest forward, (n, B, 1) -> dloss/dparameter in `parameter.grad`."""
+        self.net.backward(grad)
+
+    def slope(self, obs, act):
+        """What the actor climbs: Q_1(s, a) (B, 1) and its slope dQ_1/da (B, act)."""
+        q1 = self.net(torch.cat([obs, act], dim=-1), [(w[:1], b[:1]) for w, b in self.net.layers])
+        return q1[0], self.net.backward(torch.ones_like(q1), of_input=True)[0, :, obs.shape[-1]:]
+
+
+class Autograd(nn.Module):
+    """Lends the `backward` and `slope` of Actor and Critic to a network of your own, any nn.Module of their shapes."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs):
+        with torch.enable_grad():
+            self.output = self.network(*inputs)
+        return self.output.detach()
+
+    def backward(self, grad):
+        self.zero_grad(set_to_none=False)
+        with torch.enable_grad():
+            (grad * self.output).sum().backward()
+
+    def slope(self, obs, act):
+        with torch.enable_grad():
+            act = act.detach().requires_grad_()
+            q1 = self.network(obs, act)[0]
+            return q1.detach(), torch.autograd.grad(q1.sum(), act)[0]
 
 
 def flatten(network):
-    """Move a network's parameters into one vector, `network.flat`, of which they become views.
+    """Move a network's parameters into one vector, `network.flat`, and their gradients into `network.flat.grad`.
 
     Polyak averaging is then one `lerp_`, Adam sees one tensor, and a checkpoint is a few vectors.
     """
     params = list(network.parameters())
     network.flat = torch.cat([p.detach().flatten() for p in params])
     network.flat.grad = torch.zeros_like(network.flat)
-    for p, view in zip(params, network.flat.split([p.numel() for p in params])):
-        p.data = view.view_as(p)
+    sizes = [p.numel() for p in params]
+    for p, data, grad in zip(params, network.flat.split(sizes), network.flat.grad.split(sizes)):
+        p.data, p.grad = data.view_as(p), grad.view_as(p)
     return network
 
 
@@ -291,6 +358,20 @@ class Noise:
 # ---------------------------------------------------------------------------------------------------- agent
 
 
+class Adam:
+    """Adam (arXiv:1412.6980) on a network's one vector; torch.optim.Adam around it takes a second to import."""
+
+    def __init__(self, network, lr):
+        zeros = torch.zeros_like(network.flat)
+        self.state = {"step": zeros.new_zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+        k, m, v = ([tensor] for tensor in self.state.values())
+        self.tensors = [network.flat], [network.flat.grad], m, v, [], k
+        self.settings = dict(lr=lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
+
+    def step(self):
+        adam(*self.tensors, fused=True, **self.settings)
+
+
 class Agent:
     """DDPG and TD3 for `obs_dim` observations and an action between `low` and `high`, both (act,), in each dimension.
 
@@ -306,15 +387,32 @@ class Agent:
             raise ValueError(f"low {low} is not below high {high}")
         with torch.random.fork_rng(devices=[]):  # leaves the caller's random state alone
             torch.default_generator.manual_seed(config.seed)
-            self.actor = flatten(Actor(obs_dim, len(self.low), config).to(self.device))
-            self.critic = flatten(Critic(obs_dim, len(self.low), config).to(self.device))
+            networks = [network(obs_dim, len(self.low), config).to(self.device) for network in (Actor, Critic)]
+        self.actor, self.critic = [flatten(n if hasattr(n, "backward") else Autograd(n)) for n in networks]
         self.actor_target = flatten(copy.deepcopy(self.actor))
         self.critic_target = flatten(copy.deepcopy(self.critic))
-        self.actor_optimizer = adam(self.actor, config.actor_lr)
-        self.critic_optimizer = adam(self.critic, config.critic_lr)
+        self.actor_optimizer = Adam(self.actor, config.actor_lr)
+        self.critic_optimizer = Adam(self.critic, config.critic_lr)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches and target noise
         self.updates = 0  # critic updates so far, which time the delayed ones
         self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q
+        self.check_gradients()
+
+    @torch.no_grad()
+    def check_gradients(self):
+        """Raise ValueError if a network's `backward` or `slope` is not that of its `forward`: one was changed alone."""
+        far = lambda n: torch.linspace(-300, 300, 8 * n, device=self.device).view(8, n)  # where tanh and relu bend
+        obs, act = far(self.obs_dim), far(len(self.low)) / 300
+        for network, *inputs in (self.actor, obs), (self.critic, obs, act):
+            if isinstance(network, Autograd):
+                continue
+            found = []
+            for n in Autograd(network), network:
+                n.backward(torch.ones_like(n(*inputs)))
+                found.append([network.flat.grad.clone(), *(n.slope(*inputs)[1:] if network is self.critic else ())])
+            if any(not (a - b).norm() <= 1e-4 * a.norm() for a, b in zip(*found)):
+                raise ValueError(f"{type(network).__name__}.backward does not go with its forward: mend it, or delete it, "
+                                 "and autograd does its work")
 
     @torch.inference_mode()
     def policy(self, obs):
@@ -330,6 +428,7 @@ class Agent:
         """The deterministic action for obs (obs,) or (B, obs), in the environment's units."""
         return self.to_env(self.policy(obs))
 
+    @torch.no_grad()
     def update(self, batch):
         """One update of DDPG (arXiv:1509.02971, Algorithm 1) and of TD3 (arXiv:1802.09477, Algorithm 1).
 
@@ -337,24 +436,25 @@ class Agent:
         """
         obs, act, rew, next_obs, discount = batch
         self.updates += 1
-        with torch.no_grad():
-            # Target policy smoothing: clipped noise on the target action
-            noise = self.config.target_noise * torch.randn(act.shape, generator=self.generator, device=self.device)
-            noise = noise.clamp(-self.config.target_noise_clip, self.config.target_noise_clip)
-            next_act = (self.actor_target(next_obs) + noise).clamp(-1, 1)
-            # Clipped double-Q: bootstrap from the smallest target critic
-            target = rew + discount * self.critic_target(next_obs, next_act).amin(dim=0)  # (n, B, 1) -> (B, 1)
+        # Target policy smoothing: clipped noise on the target action
+        noise = self.config.target_noise * torch.randn(act.shape, generator=self.generator, device=self.device)
+        noise = noise.clamp(-self.config.target_noise_clip, self.config.target_noise_clip)
+        next_act = (self.actor_target(next_obs) + noise).clamp(-1, 1)
+        # Clipped double-Q: bootstrap from the smallest target critic
+        target = rew + discount * self.critic_target(next_obs, next_act).amin(dim=0)  # (n, B, 1) -> (B, 1)
         # Each critic descends on its mean squared error
         q = self.critic(obs, act)
-        critic_loss = (q - target).square().mean(dim=(1, 2)).sum()
-        descend(critic_loss, self.critic, self.critic_optimizer)
+        error = q - target
+        self.critic.backward(2 / len(obs) * error)
+        self.critic_optimizer.step()
         # Delayed updates: the actor ascends on the first critic, and the targets follow
         if self.updates % self.config.policy_delay == 0:
-            actor_loss = -self.critic.q1(obs, self.actor(obs)).mean()
-            descend(actor_loss, self.actor, self.actor_optimizer)
+            q1, slope = self.critic.slope(obs, self.actor(obs))
+            self.actor.backward(-slope / len(obs))
+            self.actor_optimizer.step()
             self.actor_target.flat.lerp_(self.actor.flat, self.config.tau)
             self.critic_target.flat.lerp_(self.critic.flat, self.config.tau)
-            latest = torch.stack([critic_loss, actor_loss, q.mean()]).detach()
+            latest = torch.stack([error.square().mean(dim=(1, 2)).sum(), -q1.mean(), q.mean()])
             self.metrics.lerp_(latest, max(0.01, self.config.policy_delay / self.updates))
 
     def save(self, path, env, step, evaluation=None):
@@ -371,22 +471,8 @@ class Agent:
         for name in "actor", "critic":
             network, optimizer = getattr(self, name), getattr(self, f"{name}_optimizer")
             tensors |= {name: network.flat, f"{name}_target": getattr(self, f"{name}_target").flat}
-            tensors |= {f"{name}.{key}": value for key, value in optimizer.state[network.flat].items()}
+            tensors |= {f"{name}.{key}": value for key, value in optimizer.state.items()}
         return tensors
-
-
-def adam(network, lr):
-    optimizer = torch.optim.Adam([network.flat], lr=lr, fused=True)
-    zeros = torch.zeros_like(network.flat)
-    optimizer.state[network.flat] = {"step": zeros.new_zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-    return optimizer
-
-
-def descend(loss, network, optimizer):
-    """One gradient step of `network` alone, also where the loss runs through another one."""
-    grads = torch.autograd.grad(loss, list(network.parameters()))
-    torch.cat([g.flatten() for g in grads], out=network.flat.grad)
-    optimizer.step()
 
 
 # ---------------------------------------------------------------------------------------------------- files

@@ -545,10 +545,46 @@ def test_a_custom_network_needs_nothing_but_its_shapes(monkeypatch):
     agent = Agent(3, [-1], [1], Config(**SMALL))
     torch.manual_seed(1)
     assert torch.equal(agent.actor.flat, Agent(3, [-1], [1], Config(**SMALL)).actor.flat)  # seeded all the same
-    before = agent.actor.body[0].weight.clone()
+    before = agent.actor.network.body[0].weight.clone()
     for _ in range(3):
         agent.update(random_batch(agent))
-    assert not torch.equal(before, agent.actor.body[0].weight) and agent.act(np.zeros(3)).shape == (1,)
+    assert not torch.equal(before, agent.actor.network.body[0].weight) and agent.act(np.zeros(3)).shape == (1,)
+
+
+@pytest.mark.parametrize("algo, layer_norm", list(itertools.product(ddpg.ALGOS, (False, True))))
+def test_networks_without_backward_learn_the_same_by_autograd(algo, layer_norm, monkeypatch):
+    config = Config(algo=algo, layer_norm=layer_norm, hidden=(24, 16), actor_lr=1e-3, critic_lr=1e-3)
+    by_hand = Agent(5, [-1, -2], [1, 1], config)
+
+    class Only(torch.nn.Module):  # the forward of Actor or Critic, and nothing else
+        def __init__(self, *args):
+            super().__init__()
+            self.inner = self.kind(*args)
+
+        def forward(self, *inputs):
+            return self.inner(*inputs)
+
+    for kind in ddpg.Actor, ddpg.Critic:
+        monkeypatch.setattr(ddpg, kind.__name__, type("My" + kind.__name__, (Only,), {"kind": kind}))
+    by_autograd = Agent(5, [-1, -2], [1, 1], config)
+    for step in range(20):
+        for agent in by_hand, by_autograd:
+            agent.update(random_batch(agent, seed=step))
+    for name in "actor", "critic":
+        ours, theirs = getattr(by_hand, name).flat, getattr(by_autograd, name).flat
+        assert (ours - theirs).abs().max() < 1e-5 < (ours - getattr(by_hand, name + "_target").flat).abs().max()
+
+
+@pytest.mark.parametrize("kind, forward", [
+    (ddpg.Actor, lambda self, obs: super(ddpg.Actor, self).__getattr__("net")(obs)[0].sigmoid()),
+    (ddpg.Actor, lambda self, obs: setattr(self, "act", self.net(obs)[0].sin()) or self.act),
+    (ddpg.Critic, lambda self, obs, act: self.net(torch.cat([obs, act], dim=-1)).exp()),
+    (ddpg.Critic, lambda self, obs, act: self.net(torch.cat([act, obs], dim=-1)[..., : obs.shape[-1] + 1])),
+])
+def test_a_forward_changed_without_its_backward_is_noticed(kind, forward, monkeypatch):
+    monkeypatch.setattr(kind, "forward", forward)
+    with pytest.raises((ValueError, AttributeError), match=kind.__name__):
+        Agent(3, [-1], [1], Config(**SMALL))
 
 
 def test_evaluation_is_deterministic_and_its_seeds_are_never_trained_on():
