@@ -227,8 +227,9 @@ class MLP(nn.Module):
         for w, b in layers:
             if self.tape:  # between two layers
                 if self.layer_norm:
-                    norm = x, *torch.native_layer_norm(x, x.shape[-1:], None, None, 1e-5)
-                    x = norm[1]
+                    z = x
+                    x, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], None, None, 1e-5)
+                    norm = z, mean, rstd
                 x = x.relu_()
             self.tape.append((x, w, b, norm))
             x = torch.baddbmm(b, x, w)
@@ -249,7 +250,7 @@ class MLP(nn.Module):
             if self.tape:
                 grad = torch.ops.aten.threshold_backward(grad, x, 0)  # of relu: 0 where x is
             if norm:
-                z, _, mean, rstd = norm
+                z, mean, rstd = norm
                 grad = torch.ops.aten.native_layer_norm_backward(
                     grad, z, z.shape[-1:], mean, rstd, None, None, (True, False, False))[0]
         return grad
