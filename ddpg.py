@@ -671,7 +671,7 @@ def summary(returns, lengths):
 SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
 TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
 CONFIRM_EPISODES = TEST_EPISODES = 100
-COUNTERS = "step", "episodes", "best", "solved", "ended", "reported"
+KEPT = "step", "episodes", "best", "solved", "ended", "reported", "tables"
 
 
 class Training:
@@ -705,7 +705,7 @@ class Training:
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
         self.ended = self.evaluation = None  # what came to an end at this step: rows of episodes.csv and progress.csv
         self.reported = False  # whether this step has been evaluated and yielded
-        self.whole, self.evaluating, self.table_sizes = True, False, {}
+        self.whole, self.evaluating, self.tables = True, False, {"episodes.csv": [], "progress.csv": []}  # of lines
 
     def __iter__(self):
         c = self.config
@@ -790,14 +790,14 @@ class Training:
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions)}
-        return arrays, {name: getattr(self, name) for name in COUNTERS} | dict(
+        return arrays, {name: getattr(self, name) for name in KEPT} | dict(
             config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(),
             machine=MACHINE, returns=list(self.returns), seconds=time.perf_counter() - self.started,
             rng=self.rng.bit_generator.state, updates=self.agent.updates, written=self.buffer.written)
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
-        for name in COUNTERS:
+        for name in KEPT:
             setattr(self, name, meta[name])
         self.started = time.perf_counter() - meta["seconds"]
         self.returns.extend(meta["returns"])
@@ -826,8 +826,7 @@ def train(config, env=None, out=None, device="cpu", threads=1):
 
 # ---------------------------------------------------------------------------------------------------- a run's folder
 
-TABLES = "episodes.csv", "progress.csv"
-SAVE_EVERY = 60.0  # seconds between saves of the state, or 50 times as long as a save takes: at most 2 % of the time
+SAVE_EVERY, SAVE_SHARE = 60.0, 0.02  # the state is saved after so many seconds, and takes at most this share of them
 
 
 def new_folder(folder):
@@ -862,13 +861,16 @@ def record(run, folder):
     A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
     """
     handle = lock(folder)
-    waiting, sizes = {}, {name: run.table_sizes.get(name, 0) for name in TABLES}  # files to write; tables' lengths
+    info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
+    waiting = {"config.json": json.dumps(info, indent=1).encode()}  # files to write
     snapshot_every, save_at, retry_at = -(-run.config.total_steps // 50), 0.0, 0.0
 
-    def add_row(name, row):
+    def add_row(lines, row):
         cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
-        header = "" if sizes[name] or name in waiting else ",".join(row) + "\n"
-        waiting[name] = waiting.get(name, b"") + f"{header}{','.join(cells)}\n".encode()
+        lines += [",".join(line) + "\n" for line in ([cells] if lines else [row, cells])]
+
+    def add_tables():
+        waiting.update({name: "".join(lines).encode() for name, lines in run.tables.items() if lines})
 
     def add_policy(name):
         run.agent.save(file := io.BytesIO(), run.config.env, run.step, run.evaluation and run.evaluation["eval_mean"])
@@ -876,47 +878,38 @@ def record(run, folder):
 
     def write_waiting():
         for name, data in list(waiting.items()):
-            if name in TABLES:
-                with open(folder / name, "ab") as file:
-                    file.truncate(sizes[name])  # of what a full disk took in part
-                    file.write(data)
-                sizes[name] += len(data)
-            else:
-                write(folder / name, lambda file: file.write(data))
+            write(folder / name, lambda file: file.write(data))
             del waiting[name]
 
     def save_state():
         arrays, meta = run.state()
-        write_npz(folder / "state.next.npz", arrays, table_sizes=sizes, **meta)
+        write_npz(folder / "state.next.npz", arrays, **meta)
         if (folder / "state.npz").exists():
             os.replace(folder / "state.npz", folder / "state.previous.npz")
         os.replace(folder / "state.next.npz", folder / "state.npz")
 
     for path in [*folder.glob("*.tmp"), *folder.glob("policies/*.tmp"), folder / "state.next.npz"]:
         path.unlink(missing_ok=True)  # a killed run was writing it
-    for name in TABLES:
-        if (folder / name).exists():
-            os.truncate(folder / name, sizes[name])  # later rows will be written again
-    info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
-    waiting["config.json"] = json.dumps(info, indent=1).encode()
     try:
         for _ in run:
-            for name, row in zip(TABLES, (run.ended, run.evaluation)):
+            for lines, row in zip(run.tables.values(), (run.ended, run.evaluation)):
                 if row:
-                    add_row(name, row)
+                    add_row(lines, row)
             if run.step % snapshot_every == 0:
                 add_policy(f"policies/{run.step:012d}.npz")
+            began = time.perf_counter()
             if run.evaluation:
                 add_policy("last.npz")
             if run.evaluation and run.is_best:
                 add_policy("best.npz")
-            began = time.perf_counter()
+            if run.evaluation or began >= save_at:
+                add_tables()
             if began >= save_at or (waiting and began >= retry_at):
                 try:
                     write_waiting()
                     if began >= save_at:
                         save_state()
-                        save_at = (now := time.perf_counter()) + max(SAVE_EVERY, 50 * (now - began))
+                        save_at = (now := time.perf_counter()) + max(SAVE_EVERY, (now - began) / SAVE_SHARE)
                 except OSError as error:
                     if not retry_at:
                         print(f"ddpg.py: cannot save to {folder}: {error}; training goes on", file=sys.stderr)
@@ -925,6 +918,7 @@ def record(run, folder):
     finally:
         try:
             add_policy("last.npz")
+            add_tables()
             write_waiting()
             if run.whole:
                 save_state()
@@ -950,7 +944,6 @@ def resume(folder, env=None, device=None, threads=None, **changes):
             raise UsageError(f"a run goes on with its own configuration, without {', '.join(fixed)}")
         run = Training(config, env, device or meta["device"], threads or meta["threads"])
         run.restore(arrays, meta)
-        run.table_sizes = meta["table_sizes"]
     except (KeyError, TypeError, RuntimeError) as error:
         raise UsageError(f"{folder} cannot be resumed: {error!r}") from error
     if meta["machine"] != MACHINE:
