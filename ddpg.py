@@ -423,7 +423,7 @@ class Agent:
 
     def to_env(self, act):
         """Actions (.., act) in [-1, 1] -> the environment's units, each dimension by its own bounds."""
-        return np.clip(self.low + (act + 1) / 2 * (self.high - self.low), self.low, self.high)
+        return (self.low + (act + 1) / 2 * (self.high - self.low)).clip(self.low, self.high)
 
     def act(self, obs):
         """The deterministic action for obs (obs,) or (B, obs), in the environment's units."""
@@ -728,8 +728,9 @@ class Training:
         if step <= c.learning_starts:
             act = self.rng.uniform(-1, 1, len(agent.low))
         else:
-            sigma_end = c.noise_sigma if c.noise_sigma_end is None else c.noise_sigma_end
-            sigma = np.interp(step, [0, c.noise_anneal * c.total_steps], [c.noise_sigma, sigma_end])
+            sigma = c.noise_sigma
+            if c.noise_sigma_end is not None:
+                sigma = np.interp(step, [0, c.noise_anneal * c.total_steps], [c.noise_sigma, c.noise_sigma_end])
             act = (agent.policy(self.episode.obs) + self.noise(sigma)).clip(-1, 1)
         self.interact(act.astype(np.float32))
         self.step = step
