@@ -671,7 +671,7 @@ def summary(returns, lengths):
 SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
 TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
 CONFIRM_EPISODES = TEST_EPISODES = 100
-KEPT = "step", "episodes", "best", "solved", "ended", "reported", "tables"
+KEPT = "step", "episodes", "best", "solved", "ended", "evaluation", "reported", "tables"
 
 
 class Training:

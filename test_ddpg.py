@@ -843,7 +843,8 @@ def same_state(a, b):
     (a, meta_a), (b, meta_b) = (ddpg.read_npz(folder / "state.npz") for folder in (a, b))
     assert all(a[k].dtype == b[k].dtype and np.array_equal(a[k], b[k]) for k in a | b) and len(a) >= 15
     for meta in meta_a, meta_b:
-        del meta["seconds"], meta["tables"]  # of which the files are compared, without their columns of times
+        for name in "seconds", "tables", "evaluation":  # the files are compared, but for their columns of times
+            del meta[name]
     assert meta_a == meta_b
     return True
 
@@ -944,6 +945,18 @@ def test_a_writer_that_dies_anywhere_loses_nothing(tmp_path, whole, function, ca
         return
     assert go_on(folder, 60.0) == 0
     assert same_run(whole, folder) and same_state(whole, folder) and clean(folder)
+
+
+def test_a_kill_right_after_a_save_changes_nothing_at_any_kind_of_step(tmp_path, whole, monkeypatch):
+    monkeypatch.setattr(ddpg, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(ddpg, "SAVE_SHARE", 1e9)
+    steps = [0, 1, 200, 350, 351, 400, 699, 700]  # untrained, end of warm-up and of episodes, evaluation, the last
+    for run in ddpg.record(Training(Config.preset(**SHORT)), ddpg.new_folder(tmp_path / "run")):
+        if run.step in steps:
+            shutil.copytree(tmp_path / "run", tmp_path / str(run.step))
+    for step in steps:
+        assert go_on(tmp_path / str(step), 60.0) == 0
+        assert same_run(whole, tmp_path / str(step)) and same_state(whole, tmp_path / str(step)), step
 
 
 def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
