@@ -215,14 +215,15 @@ class MLP(nn.Module):
             bound = 0.003 if i == len(sizes) - 2 else fan_in**-0.5
             for params, rows in (self.weights, fan_in), (self.biases, 1):
                 params.append(torch.empty(n, rows, fan_out).uniform_(-bound, bound))
-        self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
+        if scale:
+            self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
         self.layers = list(zip(self.weights, self.biases))  # quicker to walk through than the lists of parameters
         self.tape = []  # what backward needs of the latest forward
 
     def forward(self, x, layers=None):
         """x (B, in) -> (n, B, out), by all the layers or by some of the networks' own."""
         layers, norm = layers or self.layers, None
-        x = x.expand(len(layers[0][0]), *x.shape)
+        x = x.expand(layers[0][0].shape[0], *x.shape)
         self.tape.clear()
         for w, b in layers:
             if self.tape:  # between two layers
