@@ -575,6 +575,25 @@ def test_networks_without_backward_learn_the_same_by_autograd(algo, layer_norm, 
         assert (ours - theirs).abs().max() < 1e-5 < (ours - getattr(by_hand, name + "_target").flat).abs().max()
 
 
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_large_products_are_the_same_products(layer_norm, monkeypatch):
+    config = Config(layer_norm=layer_norm, batch_size=256, actor_lr=1e-3, critic_lr=1e-3)  # 256-256
+    agents, large, used = [Agent(5, [-1, -2], [1, 1], config) for _ in range(2)], ddpg.large_bmm, []
+    monkeypatch.setattr(ddpg, "large_bmm", lambda *args, **kwargs: used.append(1) or large(*args, **kwargs))
+    acts = []
+    for agent, has in zip(agents, (ddpg.has_large_bmm, lambda: False)):
+        monkeypatch.setattr(ddpg, "has_large_bmm", has)
+        for step in range(10):
+            agent.update(random_batch(agent, size=256, seed=step))
+        acts.append(agent.policy(np.linspace(-1, 1, 500, dtype=np.float32).reshape(100, 5)))
+        assert bool(used) == bool(has())  # where torch has the operator, this is not a comparison with itself
+        used.clear()
+    for name in "actor", "critic":
+        ours, theirs = (getattr(agent, name).flat for agent in agents)
+        assert (ours - theirs).abs().max() < 1e-4 < (ours - getattr(agents[0], name + "_target").flat).abs().max()
+    assert np.abs(acts[0] - acts[1]).max() < 1e-3
+
+
 @pytest.mark.parametrize("kind, forward", [
     (ddpg.Actor, lambda self, obs: super(ddpg.Actor, self).__getattr__("net")(obs)[0].sigmoid()),
     (ddpg.Actor, lambda self, obs: setattr(self, "act", self.net(obs)[0].sin()) or self.act),

@@ -217,12 +217,13 @@ def timed(function, seconds=0.4):
 
 
 def products(algo, width, batch, obs_dim, act_dim):
-    """The matrix products that an update cannot do without: [(how often, function)]."""
+    """The matrix products that an update cannot do without, by the kernel that it uses: [(how often, function)]."""
     n, both, wide = (2 if algo == "td3" else 1), obs_dim + act_dim, width
 
     def product(copies, a, b, c):
         x, y, out = torch.randn(copies, a, b), torch.randn(copies, b, c), torch.empty(copies, a, c)
-        return lambda: torch.bmm(x, y, out=out)
+        large = batch * width * width >= ddpg.LARGE and ddpg.has_large_bmm()
+        return (lambda: ddpg.large_bmm(x, y)) if large else (lambda: torch.bmm(x, y, out=out))
 
     def network(copies, first, last, forward=0, parameters=0, inputs=0):
         shapes = [(first, wide), (wide, wide), (wide, last)]
@@ -248,11 +249,10 @@ def agent_of(config, obs_dim=3, act_dim=1, rows=10_000):
 
 def parts(options):
     """Where the time of a step goes."""
-    torch.set_flush_denormal(True)
     report = {}
     print("\n| | threads | update | its bare matrix products | ratio |\n|---|---|---|---|---|")
     for algo, width, batch, threads in [(a, *s) for a in ("td3", "ddpg") for s in ((256, 256, 1), (256, 256, 2), (64, 64, 1))]:
-        torch.set_num_threads(threads)
+        ddpg.tune(threads)
         agent, buffer = agent_of(ddpg.Config(algo=algo, hidden=(width, width), batch_size=batch, layer_norm=False))
         work, updates, bare = products(algo, width, batch, 3, 1), [], []
 
@@ -303,8 +303,7 @@ def parts(options):
 
 def growth(options):
     """The cost of a step as one thing grows."""
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
+    ddpg.tune(1)
     base, report = dict(batch_size=128, width=128, n_step=1, rows=10_000), {}
     sizes = dict(batch_size=(32, 128, 512, 2048, 4096), width=(32, 64, 128, 256, 512, 1024), n_step=(1, 3, 5, 10),
                  rows=(1_000, 10_000, 100_000, 1_000_000))
