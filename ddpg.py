@@ -343,21 +343,21 @@ class Autograd(nn.Module):
         super().__init__()
         self.network = network
 
+    @torch.inference_mode(False)  # in which the agent works, as it takes less time than no_grad
     def forward(self, *inputs):
-        with torch.enable_grad():
-            self.output = self.network(*inputs)
+        self.output = self.network(*[x.clone() for x in inputs])
         return self.output.detach()
 
+    @torch.inference_mode(False)
     def backward(self, grad):
         self.zero_grad(set_to_none=False)
-        with torch.enable_grad():
-            (grad * self.output).sum().backward()
+        (grad.clone() * self.output).sum().backward()
 
+    @torch.inference_mode(False)
     def slope(self, obs, act):
-        with torch.enable_grad():
-            act = act.detach().requires_grad_()
-            q1 = self.network(obs, act)[0]
-            return q1.detach(), torch.autograd.grad(q1.sum(), act)[0]
+        act = act.clone().requires_grad_()
+        q1 = self.network(obs.clone(), act)[0]
+        return q1.detach(), torch.autograd.grad(q1.sum(), act)[0]
 
 
 def flatten(network):
@@ -435,7 +435,7 @@ class Agent:
         self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q
         self.check_gradients()
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def check_gradients(self):
         """Raise ValueError if a network's `backward` or `slope` is not that of its `forward`: one was changed alone."""
         far = lambda n: torch.linspace(-300, 300, 8 * n, device=self.device).view(8, n)  # where tanh and relu bend
@@ -465,7 +465,7 @@ class Agent:
         """The deterministic action for obs (obs,) or (B, obs), in the environment's units."""
         return self.to_env(self.policy(obs))
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def update(self, batch):
         """One update of DDPG (arXiv:1509.02971, Algorithm 1) and of TD3 (arXiv:1802.09477, Algorithm 1).
 
