@@ -210,7 +210,7 @@ def bmm(a, b, bias=None, out=None):
 
 
 def large_bmm(a, b, bias=None, out=None):
-    """The same by oneDNN, which takes half the time of MKL on an AMD processor, but for thin ones."""
+    """The same by oneDNN, which takes half as long as MKL on an AMD processor, but not where they are thin."""
     if min(a.shape[-1], b.shape[-1]) < 16:
         return bmm(a, b, bias, out)
     linear, biases = torch.ops.mkldnn._linear_pointwise, [None] * len(a) if bias is None else bias[:, 0]
@@ -249,14 +249,14 @@ class MLP(nn.Module):
         self.tape = []  # what backward needs of the latest forward
         self.largest = max(rows * columns for rows, columns in zip(sizes, sizes[1:]))
 
-    def bmm(self, x):
-        """The faster one for a batch x (.., B, in). Autograd knows the usual one alone."""
+    def faster_bmm(self, x):
+        """The one of these two that is faster for a batch x (.., B, in). Autograd knows the first alone."""
         large = x.shape[-2] * self.largest >= LARGE and x.is_cpu and not torch.is_grad_enabled() and has_large_bmm()
         return large_bmm if large else bmm
 
     def forward(self, x, layers=None):
         """x (B, in) -> (n, B, out), by all the layers or by some of the networks' own."""
-        layers, bmm, norm = layers or self.layers, self.bmm(x), None
+        layers, matmul, norm = layers or self.layers, self.faster_bmm(x), None
         x = x.expand(layers[0][0].shape[0], *x.shape)
         self.tape.clear()
         for w, b in layers:
@@ -267,7 +267,7 @@ class MLP(nn.Module):
                     norm = z, mean, rstd
                 x = x.relu_()
             self.tape.append((x, w, b, norm))
-            x = bmm(x, w, bias=b)
+            x = matmul(x, w, bias=b)
         return x
 
     def backward(self, grad, of_input=False):
@@ -275,14 +275,14 @@ class MLP(nn.Module):
 
         Leaves dloss/dparameter in each `parameter.grad`; or, `of_input`, only returns dloss/dx (n, B, in).
         """
-        bmm = self.bmm(grad)
+        matmul = self.faster_bmm(grad)
         while self.tape:
             x, w, b, norm = self.tape.pop()
             if not of_input:
-                bmm(x.mT, grad, out=w.grad)
+                matmul(x.mT, grad, out=w.grad)
                 torch.sum(grad, 1, keepdim=True, out=b.grad)
             if self.tape or of_input:
-                grad = bmm(grad, w.mT)
+                grad = matmul(grad, w.mT)
             if self.tape:
                 grad = torch.ops.aten.threshold_backward(grad, x, 0)  # of relu: 0 where x is
             if norm:
