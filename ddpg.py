@@ -731,7 +731,7 @@ class Training:
 
     def __init__(self, config, env=None, device="cpu", threads=None):
         large = config.batch_size * max(config.hidden) ** 2 >= LARGE
-        tune(threads or (min(2, os.cpu_count()) if large else 1))
+        tune(threads or (min(2, os.cpu_count() or 1) if large else 1))
         if isinstance(env, str):
             config, env = replace(config, env=env), None
         if env:  # what its files will say

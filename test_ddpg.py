@@ -399,6 +399,10 @@ def test_threads_and_denormals_are_set_before_training():  # traps 14 and 15
     Training(Config(**SMALL, total_steps=1), Toy())
     assert torch.get_num_threads() == 1
     assert (torch.tensor([1e-39]) * 1.0).item() == 0 or not torch.set_flush_denormal(True)
+    Training(Config(total_steps=1), Toy())  # 256-256, batch 256: large enough for a second thread
+    assert torch.get_num_threads() == min(2, os.cpu_count())
+    Training(Config(total_steps=1), Toy(), threads=1)
+    assert torch.get_num_threads() == 1
 
 
 # ------------------------------------------------------------------------------------- the agent as others use it
