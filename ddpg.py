@@ -271,7 +271,7 @@ class MLP(nn.Module):
         return x
 
     def backward(self, grad, of_input=False):
-        """The chain rule, by hand as autograd takes twice as long: grad = dloss/doutput of the latest forward, (n, B, out).
+        """The chain rule by hand, as autograd takes longer: grad = dloss/doutput of the latest forward, (n, B, out).
 
         Leaves dloss/dparameter in each `parameter.grad`; or, `of_input`, only returns dloss/dx (n, B, in).
         """
@@ -396,7 +396,7 @@ class Noise:
 
 
 class Adam:
-    """Adam (arXiv:1412.6980) on a network's one vector; torch.optim.Adam around it takes a second to import."""
+    """Adam (arXiv:1412.6980) on a network's one vector; torch.optim.Adam around it takes most of a second to import."""
 
     def __init__(self, network, lr):
         zeros = torch.zeros_like(network.flat)
@@ -448,8 +448,8 @@ class Agent:
                 n.backward(torch.ones_like(n(*inputs)))
                 found.append([network.flat.grad.clone(), *(n.slope(*inputs)[1:] if network is self.critic else ())])
             if any(not (a - b).norm() <= 1e-4 * a.norm() for a, b in zip(*found)):
-                raise ValueError(f"{type(network).__name__}.backward does not go with its forward: mend it, or delete it, "
-                                 "and autograd does its work")
+                raise ValueError(f"{type(network).__name__}.backward does not go with its forward: "
+                                 "mend it, or delete it, and autograd does its work")
 
     @torch.inference_mode()
     def policy(self, obs):
@@ -910,7 +910,8 @@ def record(run, folder):
     A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
     """
     handle = lock(folder)
-    info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
+    machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
+    info = dict(config=asdict(run.config), **machine)
     waiting = {"config.json": json.dumps(info, indent=1).encode()}  # files to write
     snapshot_every, save_at, retry_at = -(-run.config.total_steps // 50), 0.0, 0.0
 

@@ -4,6 +4,7 @@
     python benchmarks/speed.py solve --python PEERS_PYTHON --cleanrl CLEANRL     seconds from process start to solved
     python benchmarks/speed.py parts                                             update, act, sample, add, memory
     python benchmarks/speed.py growth                                            cost of a step by size of things
+    python benchmarks/speed.py state                                             saving and resuming a million lander rows
 
 PEERS_PYTHON is an interpreter with stable-baselines3 (and, for CleanRL, tyro and tensorboard); CLEANRL is a checkout,
 whose two files run from copies with nothing changed but the widths. `--write FILE` keeps all rounds as JSON.
@@ -325,11 +326,34 @@ def growth(options):
     return report
 
 
+def state(options):
+    """Seconds to save and to resume a lander training with a full buffer of 1,000,000 rows."""
+    run = ddpg.Training(ddpg.Config.preset("LunarLanderContinuous-v3", eval_every=0, total_steps=2_000_000))
+    run.buffer.rows.normal_()
+    run.buffer.written = len(run.buffer.rows) - 3_000
+    iterator, report = iter(run), {"save": [], "resume": []}
+    for _ in range(2_500):
+        next(iterator)
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "state.npz"
+        for _ in range(options.rounds):
+            began = time.perf_counter()
+            arrays, meta = run.state()
+            ddpg.write_npz(path, arrays, **meta)
+            saved = time.perf_counter()
+            ddpg.resume(temporary)
+            report["save"].append(saved - began)
+            report["resume"].append(time.perf_counter() - saved)
+        print(f"{len(run.buffer):,} rows, {path.stat().st_size / 1e6:.0f} MB: " + ", ".join(
+            f"{name} {min(times):.2f} to {max(times):.2f} s" for name, times in report.items()))
+    return report
+
+
 def main():
     if sys.argv[1:2] == ["child"]:
         return globals()[f"child_{sys.argv[2]}"](**json.loads(sys.argv[3]))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("steps", "solve", "parts", "growth"))
+    parser.add_argument("what", choices=("steps", "solve", "parts", "growth", "state"))
     parser.add_argument("--python", help="interpreter with stable-baselines3")
     parser.add_argument("--cleanrl", help="checkout of CleanRL")
     parser.add_argument("--env", default="Pendulum-v1", choices=SOLVE, help="of solve")
