@@ -29,10 +29,11 @@ import copy
 import ctypes
 import difflib
 import functools
-import importlib.metadata
 import io
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,6 +41,7 @@ import time
 import traceback
 import zipfile
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args, get_origin
@@ -113,14 +115,14 @@ class Config:
             raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            whole, item = get_origin(f.type) or f.type, (get_args(f.type) or [f.type])[0]
-            if value is None:
-                value = {} if whole is dict else ALGOS[self.algo].get(f.name)
+            kind, item = get_origin(f.type) or f.type, (get_args(f.type) or [f.type])[0]
+            if value is f.default is None:
+                value = {} if kind is dict else ALGOS[self.algo].get(f.name)
             value = tuple(value) if isinstance(value, list) else value  # as JSON has it
             object.__setattr__(self, f.name, value)
-            if whole in (str, bool, dict, tuple) and not isinstance(value, whole):
-                raise UsageError(f"{f.name}: {value!r} is not a {whole.__name__}")
-            for v in value if whole is tuple else () if low is None or value is None else [value]:
+            if kind in (str, bool, dict, tuple) and not isinstance(value, kind):
+                raise UsageError(f"{f.name}: {value!r} is not a {kind.__name__}")
+            for v in value if kind is tuple else () if low is None or value is f.default is None else [value]:
                 if not isinstance(v, (int, float) if item is float else int) or not low <= v <= high:  # nor nan
                     raise UsageError(f"{f.name}: {v!r} is not {'a' if item is float else 'a whole'} number "
                                      f"between {low:g} and {high:g}")
@@ -147,8 +149,8 @@ PRESETS = {
         eval_episodes=20, solved_at=250.0),
     "MountainCarContinuous-v0": dict(
         algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64), layer_norm=False,
-        obs_scale=(0.5, 0.03), n_step=3, reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, tau=0.01, noise_sigma=0.5, noise_theta=0.15,
-        eval_every=1_000, solved_at=90.0),
+        obs_scale=(0.5, 0.03), n_step=3, reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, tau=0.01,
+        noise_sigma=0.5, noise_theta=0.15, eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
         algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
         reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_sigma_end=0.05, noise_anneal=0.3,
@@ -221,10 +223,8 @@ def large_bmm(a, b, bias=None, out=None):
 @functools.cache
 def has_large_bmm():
     """Whether this build of torch has it: the operator is not a documented one."""
-    try:
-        return large_bmm(torch.ones(1, 16, 16), torch.ones(1, 16, 16)).sum() == 16**3
-    except (AttributeError, RuntimeError):
-        return False
+    with suppress(AttributeError, RuntimeError):
+        return bool(large_bmm(torch.ones(1, 16, 16), torch.ones(1, 16, 16)).sum() == 16**3)
 
 
 class MLP(nn.Module):
@@ -295,7 +295,7 @@ class MLP(nn.Module):
 class Actor(nn.Module):
     """mu(s): obs (B, obs) -> act (B, act) in [-1, 1].
 
-    Yours may be any nn.Module of these shapes. Without `backward` it learns by autograd.
+    Change this class and Critic, or put any nn.Module of these shapes here: without `backward`, it learns by autograd.
     """
 
     def __init__(self, obs_dim, act_dim, config):
@@ -312,10 +312,7 @@ class Actor(nn.Module):
 
 
 class Critic(nn.Module):
-    """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1).
-
-    Yours may be any nn.Module of these shapes. Without `backward` and `slope` it learns by autograd.
-    """
+    """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) in [-1, 1] -> (n, B, 1)."""
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
@@ -402,11 +399,9 @@ class Adam:
         zeros = torch.zeros_like(network.flat)
         self.state = {"step": zeros.new_zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
         k, m, v = ([tensor] for tensor in self.state.values())
-        self.tensors = [network.flat], [network.flat.grad], m, v, [], k
-        self.settings = dict(lr=lr, beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
-
-    def step(self):
-        adam(*self.tensors, fused=True, **self.settings)
+        self.step = functools.partial(
+            adam, [network.flat], [network.flat.grad], m, v, [], k, fused=True, lr=lr, beta1=0.9, beta2=0.999, eps=1e-8,
+            weight_decay=0.0, amsgrad=False, maximize=False)
 
 
 class Agent:
@@ -491,31 +486,29 @@ class Agent:
             self.actor_optimizer.step()
             self.actor_target.flat.lerp_(self.actor.flat, self.config.tau)
             self.critic_target.flat.lerp_(self.critic.flat, self.config.tau)
-            latest = torch.stack([error.square().mean(dim=(1, 2)).sum(), -q1.mean(), q.mean()])
-            self.metrics.lerp_(latest, max(0.01, self.config.policy_delay / self.updates))
+            if self.updates % (10 * self.config.policy_delay) == 0:  # now and then, as it takes longer than Adam
+                latest = torch.stack([error.square().mean(dim=(1, 2)).sum(), -q1.mean(), q.mean()])
+                self.metrics.lerp_(latest, max(0.1, 10 * self.config.policy_delay / self.updates))
 
     def save(self, path, env, step, evaluation=None):
         """Write a policy file, actor and critic, as plain arrays that numpy alone can read and a text of JSON."""
         arrays = {f"{name}.{key}": p.detach().cpu().numpy() for name in ("actor", "critic")
                   for key, p in getattr(self, name).named_parameters()}
-        box = dict(obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist())
-        write_npz(path, arrays, format=FORMAT, env=env, step=step, evaluation=evaluation, **box,
-                  config=asdict(self.config), versions=VERSIONS)
+        write_npz(path, arrays, format=FORMAT, env=env, step=step, evaluation=evaluation, obs_dim=self.obs_dim,
+                  low=self.low.tolist(), high=self.high.tolist(), config=asdict(self.config), versions=VERSIONS)
 
     def tensors(self):
         """Everything that `update` changes, by name, for exact resumption; `updates` and the generator come on top."""
-        tensors = {"metrics": self.metrics}
-        for name in "actor", "critic":
-            network, optimizer = getattr(self, name), getattr(self, f"{name}_optimizer")
-            tensors |= {name: network.flat, f"{name}_target": getattr(self, f"{name}_target").flat}
-            tensors |= {f"{name}.{key}": value for key, value in optimizer.state.items()}
-        return tensors
+        vectors = {name: getattr(self, name).flat for name in ("actor", "critic", "actor_target", "critic_target")}
+        moments = {f"{name}.{key}": tensor for name in ("actor", "critic")
+                   for key, tensor in getattr(self, f"{name}_optimizer").state.items()}
+        return {"metrics": self.metrics} | vectors | moments
 
 
 # ---------------------------------------------------------------------------------------------------- files
 
 FORMAT = 1  # of policy files
-VERSIONS = {name: importlib.metadata.version(name) for name in ("torch", "gymnasium", "numpy")}
+VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
 MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # which decide the last bits of a result
 
 
@@ -554,18 +547,14 @@ def read_npz(path):
         raise UsageError(f"{path} cannot be read: {str(error)[:200] or type(error).__name__}") from None
 
 
-def first_of(folder, *names):
-    """The first of these files that the folder has, or would have."""
-    paths = [Path(folder) / name for name in names]
-    return next(filter(Path.exists, paths), paths[0])
-
-
 def load(path, device="cpu"):
     """A policy file, or the best policy of a run's folder -> an Agent, whose `meta` tells where it comes from.
 
     Raises UsageError if there is none, or if the file is not a sound policy.
     """
-    path = first_of(path, "best.npz", "last.npz") if Path(path).is_dir() else path
+    path = Path(path)
+    if path.is_dir():
+        path = path / ("best.npz" if (path / "best.npz").exists() else "last.npz")
     arrays, meta = read_npz(path)
     try:
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
@@ -596,6 +585,11 @@ class EnvError(RuntimeError):
     """An environment, or the agent in it, failed or gave a value that nothing can be learnt from."""
 
 
+def one_line(value):
+    """How errors show a value: an array may take many lines."""
+    return " ".join(str(value).split())[:200]
+
+
 def env_makers(config, env=None):
     """Two functions that make an environment, one for training and one for evaluation.
 
@@ -603,38 +597,59 @@ def env_makers(config, env=None):
     the object itself and evaluation copies of it. Raises UsageError for what does not exist or DDPG cannot control.
     """
     limit, hint = config.max_episode_steps or None, ""
-    make = env or (lambda: gym.make(config.env, limit, disable_env_checker=True, **config.env_kwargs))
-    makers = [make, make]
+    by_name = lambda: gym.make(config.env, limit, disable_env_checker=True, **config.env_kwargs)
+    makers = [by_name if env is None else env] * 2
     try:
         if isinstance(env, gym.Env):
             pristine = copy.deepcopy(env) if config.eval_every else None
             makers = [lambda: env, lambda: copy.deepcopy(pristine)]
-        if env and limit:
+        if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
     except Exception as error:  # whatever importing and making it may raise
         if "ox2" in str(error) and sys.version_info >= (3, 14):
             hint = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13"
-        raise UsageError(f"cannot make {config.env}: {error}{hint}") from error
-    problem = None
-    for name, space in ("observations", probe.observation_space), ("actions", probe.action_space):
-        if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
-            problem = f"its {name} are {space}, but DDPG is for continuous control: both must be a Box of numbers"
-        elif len(space.shape) > 1 and space.dtype == np.uint8:
-            problem = f"its {name} are images, which these networks cannot read: wrap it to return features"
-        elif name == "actions" and not np.issubdtype(space.dtype, np.floating):
-            problem = f"its actions are whole numbers, {space}: DDPG is for continuous control"
-        elif name == "actions" and not (np.float64(space.high) - space.low < np.finfo(np.float32).max).all():
-            problem = f"its actions are unbounded, {space}: give them a finite low and high"
-    if env is None and probe.spec.id != config.env.split(":")[-1]:
-        problem = f"name its version: --env {probe.spec.id}"
-    elif env is None and not probe.spec.max_episode_steps:
-        problem = problem or "it has no time limit, so an episode might never end: pass --max-episode-steps"
-    elif env and not isinstance(env, gym.Env) and make() is make():
-        problem = "the function that makes it must make a new one each time"
-    if problem:
+        raise UsageError(f"cannot make {config.env}: {one_line(error)}{hint}") from error
+
+    def problems():
+        actions = probe.action_space
+        for name, space in ("observations", probe.observation_space), ("actions", actions):
+            if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
+                yield f"its {name} are {one_line(space)}, but DDPG is for continuous control: both must be a Box"
+            if len(space.shape) > 1 and space.dtype == np.uint8:
+                yield f"its {name} are images, which these networks cannot read: wrap it to return features"
+        if not np.issubdtype(actions.dtype, np.floating):
+            yield f"its actions are whole numbers, {one_line(actions)}: DDPG is for continuous control"
+        if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
+            yield f"its actions are unbounded, {one_line(actions)}: give them a finite low and high"
+        if env is None and probe.spec.id != config.env.split(":")[-1]:
+            yield f"name its version: --env {probe.spec.id}"
+        if env is None and not probe.spec.max_episode_steps:
+            yield "it has no time limit, so an episode might never end: pass --max-episode-steps"
+        if env is not None and not isinstance(env, gym.Env) and env() is env():
+            yield "the function that makes it must make a new one each time"
+
+    for problem in problems():
         raise UsageError(f"{config.env}: {problem}")
     return makers
+
+
+def env_maker_of(policy, **changes):
+    """A function that makes the environment of a loaded policy, or the one that `changes` to its Config name.
+
+    Raises UsageError if it does not fit, or is of a policy file but not gymnasium's own: files must not run code.
+    """
+    path, spec = policy.meta["path"], gym.registry.get(policy.meta["env"])
+    if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
+        raise UsageError(f"{path} is for {policy.meta['env']}, which gymnasium does not bring:\n"
+                         "name the environment yourself with --env")
+    make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | changes))[1]
+    env = make_env()
+    shapes = [int(np.prod(space.shape)) for space in (env.observation_space, env.action_space)]
+    if shapes != [policy.obs_dim, len(policy.low)]:
+        raise UsageError(f"{path} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
+                         f"this environment has {shapes[0]} and {shapes[1]}")
+    return make_env
 
 
 class Episode:
@@ -670,15 +685,15 @@ class Episode:
 
     def checked(self, name, value, dtype, size):
         try:
-            array = np.array(value, dtype).ravel()  # a copy, since some environments return the same array each time
-        except (TypeError, ValueError):
-            array = np.array([])
-        if array.size != size or not np.isfinite(array).all():
-            raise self.error(f"{name} {value}")
-        return array
+            array = np.array(value, dtype).reshape(size)  # a copy, as some environments return the same one each time
+            if all(map(math.isfinite, array.tolist())):  # for few numbers faster than NumPy
+                return array
+        except (TypeError, ValueError, OverflowError):
+            pass
+        raise self.error(f"{name} {value}")
 
     def error(self, what):
-        return EnvError(f"{what}, at step {self.length} of the episode with seed {self.seed}")
+        return EnvError(f"{one_line(what)}, at step {self.length} of the episode with seed {self.seed}")
 
 
 def evaluate(agent, make_env, seeds):
@@ -707,19 +722,17 @@ def summary(returns, lengths):
 SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
 TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
 CONFIRM_EPISODES = TEST_EPISODES = 100
-KEPT = "step", "episodes", "best", "solved", "ended", "evaluation", "reported", "tables"
+KEPT = "step", "episodes", "best", "solved", "evaluation", "reported", "tables"  # of a Training, in its state
 
 
 def tune(threads):
     """What makes this process fast at training."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # numbers too small to matter would make every layer many times slower
-    try:  # glibc would return what large layers free to the system, and get it back page by page, at every update
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+    with suppress(AttributeError, OSError, TypeError):  # glibc; another libc has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt  # what large layers free would be returned to the system, page by page,
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD  .. and got back at every update
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-    except (AttributeError, OSError, TypeError):
-        pass  # another libc
 
 
 class Training:
@@ -730,11 +743,11 @@ class Training:
     """
 
     def __init__(self, config, env=None, device="cpu", threads=None):
-        large = config.batch_size * max(config.hidden) ** 2 >= LARGE
+        large = config.batch_size * max(config.hidden, default=0) ** 2 >= LARGE
         tune(threads or (min(2, os.cpu_count() or 1) if large else 1))
         if isinstance(env, str):
             config, env = replace(config, env=env), None
-        if env:  # what its files will say
+        if env is not None:  # what its files will say
             spec = getattr(env, "spec", None)
             config = replace(config, env=spec.id if spec else getattr(env, "__name__", type(env).__name__))
         self.config, self.own_env = config, isinstance(env, gym.Env)
@@ -751,9 +764,10 @@ class Training:
         self.noise = Noise(dims[1], config.noise_theta, self.rng)
         self.returns = deque(maxlen=10)  # of the latest episodes
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
-        self.ended = self.evaluation = None  # what came to an end at this step: rows of episodes.csv and progress.csv
+        self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
+        self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
         self.reported = False  # whether this step has been evaluated and yielded
-        self.whole, self.evaluating, self.tables = True, False, {"episodes.csv": [], "progress.csv": []}  # of lines
+        self.whole, self.evaluating = True, False  # whether no step is half done; whether it is being evaluated
 
     def __iter__(self):
         c = self.config
@@ -785,7 +799,8 @@ class Training:
         # Learn
         for _ in range(c.updates_per_step if step > c.learning_starts else 0):
             agent.update(self.buffer.sample(c.batch_size, agent.generator))
-        self.ended = self.end_episode() if self.episode.over else None
+        if self.episode.over:
+            self.end_episode()
 
     def interact(self, act):
         """Take a step, and remember the action, (act,) in [-1, 1], just as it was executed."""
@@ -800,17 +815,20 @@ class Training:
         self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []
 
     def end_episode(self):
-        """Start the next episode -> the row of the one that ended."""
+        """Note how it went, and start the next one."""
         e = self.episode
-        row = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret, "length": e.length,
-               "terminated": e.terminated}
+        self.add_row("episodes.csv", {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
+                                      "length": e.length, "terminated": e.terminated})
         self.returns.append(e.ret)
         self.episodes += 1
         if not self.own_env:
             e.env.close()
         self.start_episode()
         self.noise.reset()
-        return row
+
+    def add_row(self, table, row):
+        cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
+        self.tables[table] += [",".join(line) + "\n" for line in ([cells] if self.tables[table] else [row, cells])]
 
     def evaluate(self):
         """Evaluate the policy -> a row of progress.csv. What looks solved must be confirmed by more episodes."""
@@ -826,13 +844,16 @@ class Training:
         if looks_solved and returns.mean() >= c.solved_at and self.solved is None:
             self.solved = self.step
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
-        critic_loss, actor_loss, mean_q = self.agent.metrics.tolist() if self.agent.updates else [np.nan] * 3
+        measured = self.agent.updates >= 10 * c.policy_delay
+        critic_loss, actor_loss, mean_q = self.agent.metrics.tolist() if measured else [np.nan] * 3
         seconds = time.perf_counter() - self.started
-        return dict(
+        row = dict(
             step=self.step, episodes=self.episodes, seconds=seconds, steps_per_s=self.step / seconds,
             train_return=np.mean(self.returns) if self.returns else np.nan,
             **{f"eval_{k}": v for k, v in summary(returns, lengths).items()},
             critic_loss=critic_loss, actor_loss=actor_loss, mean_q=mean_q / c.reward_scale)
+        self.add_row("progress.csv", row)
+        return row
 
     def state(self):
         """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly."""
@@ -846,8 +867,7 @@ class Training:
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
-        for name in KEPT:
-            setattr(self, name, meta[name])
+        vars(self).update({name: meta[name] for name in KEPT})
         self.started = time.perf_counter() - meta["seconds"]
         self.returns.extend(meta["returns"])
         self.rng.bit_generator.state, self.noise.x[:] = meta["rng"], arrays["noise"]
@@ -893,11 +913,10 @@ def new_folder(folder):
 
 def lock(folder):
     """Keep the folder for this process until the handle returned is closed. Raises UsageError if another one has it."""
-    if fcntl is None:  # Windows
-        return os.open(os.devnull, os.O_RDONLY)
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(folder if fcntl else os.devnull, os.O_RDONLY)  # Windows has no such locks
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if fcntl:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise UsageError(f"{folder} is in use: another training is writing to it") from None
@@ -909,24 +928,18 @@ def record(run, folder):
 
     A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
     """
-    handle = lock(folder)
     machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
     info = dict(config=asdict(run.config), **machine)
     waiting = {"config.json": json.dumps(info, indent=1).encode()}  # files to write
-    snapshot_every, save_at, retry_at = -(-run.config.total_steps // 50), 0.0, 0.0
-
-    def add_row(lines, row):
-        cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
-        lines += [",".join(line) + "\n" for line in ([cells] if lines else [row, cells])]
-
-    def add_tables():
-        waiting.update({name: "".join(lines).encode() for name, lines in run.tables.items() if lines})
+    snapshot_every, save_at, warned = -(-run.config.total_steps // 50), 0.0, False
+    handle = lock(folder)
 
     def add_policy(name):
         run.agent.save(file := io.BytesIO(), run.config.env, run.step, run.evaluation and run.evaluation["eval_mean"])
         waiting[name] = file.getbuffer()
 
     def write_waiting():
+        waiting.update({name: "".join(lines).encode() for name, lines in run.tables.items() if lines})
         for name, data in list(waiting.items()):
             write(folder / name, lambda file: file.write(data))
             del waiting[name]
@@ -942,33 +955,27 @@ def record(run, folder):
         path.unlink(missing_ok=True)  # a killed run was writing it
     try:
         for _ in run:
-            for lines, row in zip(run.tables.values(), (run.ended, run.evaluation)):
-                if row:
-                    add_row(lines, row)
             if run.step % snapshot_every == 0:
                 add_policy(f"policies/{run.step:012d}.npz")
-            began = time.perf_counter()
             if run.evaluation:
                 add_policy("last.npz")
-            if run.evaluation and run.is_best:
-                add_policy("best.npz")
+                if run.is_best:
+                    add_policy("best.npz")
+            began = time.perf_counter()
             if run.evaluation or began >= save_at:
-                add_tables()
-            if began >= save_at or (waiting and began >= retry_at):
                 try:
                     write_waiting()
                     if began >= save_at:
                         save_state()
                         save_at = (now := time.perf_counter()) + max(SAVE_EVERY, (now - began) / SAVE_SHARE)
                 except OSError as error:
-                    if not retry_at:
+                    if not warned:
                         print(f"ddpg.py: cannot save to {folder}: {error}; training goes on", file=sys.stderr)
-                    retry_at, save_at = began + 1, max(save_at, began + 1)
+                    warned, save_at = True, began + 1
             yield run
     finally:
         try:
             add_policy("last.npz")
-            add_tables()
             write_waiting()
             if run.whole:
                 save_state()
@@ -981,23 +988,31 @@ def resume(folder, env=None, device=None, threads=None, **changes):
 
     changes: to its Config; only total_steps and stop_when_solved may differ from what they were.
     """
-    folder, state = Path(folder), first_of(folder, "state.npz", "state.previous.npz")
-    if (folder / "policies").exists() and not state.exists():
+    folder = Path(folder)
+    newest, previous = folder / "state.npz", folder / "state.previous.npz"
+    if (folder / "policies").exists() and not newest.exists() and not previous.exists():
         raise UsageError(f"{folder} is of a training that was killed before it was first saved: delete it, start again")
-    arrays, meta = read_npz(state)
     try:
-        saved = Config(**meta["config"])
-        config = replace(saved, **changes)
-        fixed = [f"{f.name} {old} -> {new}" for f in fields(Config) if f.name not in ("total_steps", "stop_when_solved")
-                 and (new := getattr(config, f.name)) != (old := getattr(saved, f.name))]
+        arrays, meta = read_npz(newest)
+    except UsageError:  # damaged, or a kill came between two renames
+        if not previous.exists():
+            raise
+        arrays, meta = read_npz(previous)
+    try:
+        old = Config(**meta["config"])
+        config = replace(old, **changes)
+        fixed = [f"{k} {v} -> {getattr(config, k)}" for k, v in asdict(old).items()
+                 if getattr(config, k) != v and k not in ("total_steps", "stop_when_solved")]
         if fixed:
             raise UsageError(f"a run goes on with its own configuration, without {', '.join(fixed)}")
         run = Training(config, env, device or meta["device"], threads or meta["threads"])
         run.restore(arrays, meta)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise UsageError(f"{folder} cannot be resumed: {error!r}") from error
+    except EnvError:
+        raise
+    except (KeyError, TypeError, RuntimeError, AssertionError) as error:  # the last one is of a torch without CUDA
+        raise UsageError(f"{folder} cannot be resumed: {one_line(repr(error))}") from error
     if meta["machine"] != MACHINE:
-        print(f"ddpg.py: {folder} was saved on {meta['machine']}: results may differ in their last bits", file=sys.stderr)
+        print(f"ddpg.py: {folder} was saved on {meta['machine']}: last bits may differ", file=sys.stderr)
     return run
 
 
@@ -1018,18 +1033,18 @@ def parse(argv):
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
     mode("--resume", metavar="RUN", help="go on with the run in this folder")
+    mode("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
     add("--episodes", type=int, default=TEST_EPISODES, help="how many test episodes to run (default 100)")
-    add("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
-    add("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="auto: cuda for large networks")
+    devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
+    add("--device", default="auto", choices=["auto", *devices], help="auto: cuda for large networks, if there is one")
     add("--threads", type=int, choices=range(1, 257), metavar="N", help="CPU threads (default 1, 2 for large networks)")
     add("--watch", action="store_true", help="open the viewer beside the training")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
+    special = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON")}
     for f in fields(Config):
-        kind = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON")}.get(f.type)
-        if get_origin(f.type) is tuple:
-            kind = dict(nargs="+", type=get_args(f.type)[0], metavar="N")
-        kind = kind or dict(type=f.type, metavar=f.type.__name__)
+        item, *more = get_args(f.type) or [f.type]  # of tuple[int, ...]: int, and there may be more
+        kind = special.get(item) or dict(type=item, metavar=item.__name__, nargs="+" if more else None)
         default = "" if f.default is None else f" (default {f.default})"
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f.metadata["help"] + default, **kind)
     options, unknown = parser.parse_known_args(argv)
@@ -1037,23 +1052,11 @@ def parse(argv):
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {name}?" for name in near))
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
-    if (options.eval or options.resume) and options.out:
-        refuse("--out is for a new run")
     if options.eval and (fixed := explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}):
         refuse(f"--eval goes with the policy's own configuration, without {', '.join(sorted(fixed))}")
     if options.episodes < 1:
         refuse("--episodes must be at least 1")
     return options, explicit
-
-
-def pick_device(name, config):
-    """The torch device of --device. Small networks are faster on the CPU, so `auto` takes CUDA for large ones only."""
-    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return "cuda" if has["cuda"] and config.batch_size * max(config.hidden) >= 2**18 else "cpu"
-    if not has[name]:
-        raise UsageError(f"--device {name}: this machine, or this build of torch, has none; use --device cpu")
-    return name
 
 
 def print_test(policy, make_env, options, **more):
@@ -1065,33 +1068,18 @@ def print_test(policy, make_env, options, **more):
           "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})".format(**result))
 
 
-def eval_command(options, explicit):
-    """--eval: test a policy, in the environment that its file names if gymnasium itself brings that, or in --env."""
-    policy = load(options.eval)
-    spec = gym.registry.get(policy.meta["env"])
-    if "env" not in explicit and not (spec and str(spec.entry_point).startswith("gymnasium.")):
-        raise UsageError(f"{policy.meta['path']} is for {policy.meta['env']}, which gymnasium does not bring:\n"
-                         "name the environment yourself with --env")
-    _, make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | explicit))
-    env = make_env()
-    shapes = [int(np.prod(space.shape)) for space in (env.observation_space, env.action_space)]
-    if shapes != [policy.obs_dim, len(policy.low)]:
-        raise UsageError(f"{policy.meta['path']} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
-                         f"this environment has {shapes[0]} and {shapes[1]}")
-    print_test(policy, make_env, options)
-    return 0
-
-
 def train_command(options, explicit):
     """Train, or --resume, with a live view, until done or stopped by a signal; then test the best policy."""
+    device = None if options.device == "auto" else options.device
     viewer = Path(__file__).with_name("viewer.py")
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
     if options.resume:
-        folder, run = Path(options.resume), resume(options.resume, **explicit)
+        folder, run = Path(options.resume), resume(options.resume, None, device, options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
-        run = Training(c, None, pick_device(options.device, c), options.threads)
+        large = torch.cuda.is_available() and c.batch_size * max(c.hidden) >= 2**18  # the CPU is faster at small ones
+        run = Training(c, None, device or ("cuda" if large else "cpu"), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
     c, quiet, signals = run.config, options.quiet or options.json, []
@@ -1111,8 +1099,9 @@ def train_command(options, explicit):
     steps = record(run, folder)
     try:
         for _ in steps if quiet else watch(steps):
-            if run.step == 0 and options.watch:
+            if options.watch:
                 subprocess.Popen([sys.executable, viewer, folder, "--live"])
+                options.watch = False
             if signals:
                 break
     except KeyboardInterrupt:
@@ -1122,7 +1111,7 @@ def train_command(options, explicit):
     finally:
         steps.close()  # which saves
         for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     if signals:
         say(f"\nStopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
         return 128 + signals[0]
@@ -1131,25 +1120,24 @@ def train_command(options, explicit):
     say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
     say(f"Next:\n  python ddpg.py --eval {folder}" + f"\n  python viewer.py {folder}" * viewer.exists())
-    return 0
 
 
 def watch(steps):
     """Pass the steps of a training on, with a line per evaluation and, on a terminal, a live status line under them."""
-    live, due, first, score = "\r\x1b[K" if sys.stdout.isatty() else "", 0.0, None, "-"
+    live, due, score = "\r\x1b[K" if sys.stdout.isatty() else "", 0.0, "-"
     for run in steps:
         now, total, row = time.perf_counter(), run.config.total_steps, run.evaluation
-        last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
+        if row or (live and now >= due):
+            last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
         if row:
             score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
             print(f"{live}{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  {score}"
                   f" over {row['eval_episodes']} episodes{', the best yet' if run.is_best else ''}", flush=True)
         if live and now >= due:
-            due, first = now + 0.1, first or (run.step, now)
-            speed = (run.step - first[0]) / (now - first[1] + 1e-9)
+            due, speed = now + 0.1, run.step / (now - run.started)
             text = (f"{run.step / total:4.0%}  {speed:,.0f} steps/s  < {(total - run.step) / (speed or 1):,.0f} s left"
                     f"  last returns {last}  evaluation {score}")
-            print(live + text[: os.get_terminal_size().columns - 1], end="", flush=True)  # must not wrap
+            print(live + text[: shutil.get_terminal_size().columns - 1], end="", flush=True)  # must not wrap
         yield run
     print(live, end="")
 
@@ -1160,7 +1148,12 @@ def main(argv=None):
     try:
         options, explicit = parse(argv)
         sys.path.append(os.getcwd())  # where the module of --env module:Id may be
-        return (eval_command if options.eval else train_command)(options, explicit)
+        if not options.eval:
+            return train_command(options, explicit) or 0
+        tune(options.threads or 1)
+        policy = load(options.eval, "cpu" if options.device == "auto" else options.device)
+        print_test(policy, env_maker_of(policy, **explicit), options)
+        return 0
     except (UsageError, EnvError) as error:
         if isinstance(error, EnvError) and error.__cause__:
             traceback.print_exception(error.__cause__)

@@ -433,7 +433,7 @@ def test_three_switches_are_independent_and_algo_is_only_a_preset_of_them():
 @pytest.mark.parametrize("bad", [
     dict(gamma=1.1), dict(actor_lr=float("nan")), dict(critic_lr=0), dict(batch_size=0), dict(hidden=(64, 0)), dict(algo="ppo"),
     dict(tau=-0.1), dict(total_steps=0), dict(n_step=0), dict(noise_sigma=float("inf")), dict(learning_starts=2, n_step=3),
-    dict(batch_size=1.5), dict(hidden=("64",)), dict(seed=-1), dict(reward_scale=0), dict(buffer_size="many"),
+    dict(batch_size=1.5), dict(batch_size=None), dict(tau=None), dict(hidden=None), dict(env=None), dict(hidden=("64",)), dict(seed=-1), dict(reward_scale=0), dict(buffer_size="many"),
 ])
 def test_impossible_values_are_refused_by_name(bad):
     with pytest.raises(UsageError, match=next(iter(bad))):
@@ -511,6 +511,14 @@ def test_spaces_that_float32_or_tanh_cannot_serve():
         env.action_space = gym.spaces.Box(low, high, (1,), dtype)
         with pytest.raises(UsageError, match=word):
             Training(Config(**SMALL), env)
+
+
+def test_an_environment_with_a_length_of_zero_and_a_policy_without_hidden_layers():
+    class Empty(Toy):
+        __len__ = lambda self: 0
+
+    run = run_for(Config(**SMALL | dict(total_steps=60, hidden=())), env := Empty())
+    assert run.episode.env is env and run.agent.updates == 10 and len(run.agent.actor.net.weights) == 1
 
 
 def test_an_episode_without_end_is_reported(monkeypatch):
@@ -664,7 +672,8 @@ def test_solved_needs_confirmation_by_more_episodes():
 
 
 @pytest.mark.parametrize("name, value", [("obs", np.nan), ("obs", np.inf), ("reward", np.nan), ("reward", None),
-                                         ("reward", np.ones(2)), ("reward", "bad"), ("shape", None), ("dict", None)])
+                                         ("reward", np.ones(2)), ("reward", "bad"), ("reward", 10**400), ("shape", None),
+                                         ("dict", None)])
 def test_what_cannot_be_learnt_from_is_named_and_not_stored(name, value):
     class Broken(Toy):
         def step(self, action):
@@ -732,7 +741,8 @@ def test_interrupted_and_resumed_is_byte_identical_to_never_interrupted(tmp_path
     assert all(np.array_equal(whole[k], parts[k]) for k in whole if k != "meta") and len(whole) > 15
 
 
-def test_killed_long_after_the_last_save_it_goes_on_from_there(tmp_path):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_killed_long_after_the_last_save_it_goes_on_from_there(tmp_path, damaged):
     config = Config.preset(total_steps=700, learning_starts=200, eval_every=350, eval_episodes=3, hidden=(32, 32), batch_size=32)
     train(config, out=tmp_path / "whole")
     run, folder = Training(config), ddpg.new_folder(tmp_path / "killed")
@@ -745,6 +755,8 @@ def test_killed_long_after_the_last_save_it_goes_on_from_there(tmp_path):
         pass
     (folder / "state.npz").unlink()  # as if killed between the two steps of its replacement, long after the save at 300
     (folder / "state.previous.npz").write_bytes(state)
+    if damaged:  # or as if the disk had spoilt it
+        (folder / "state.npz").write_bytes(state[:-1000])
     run = ddpg.resume(folder)
     assert run.step == 300
     for _ in ddpg.record(run, folder):
@@ -853,10 +865,11 @@ def go_on(folder, save_every=0.0):
     return 0
 
 
-def begin(config, folder):
-    """The folder of a run that was interrupted before its first step."""
-    for _ in (steps := ddpg.record(Training(config), ddpg.new_folder(folder))):
-        break
+def begin(config, folder, env=None, until=0):
+    """The folder of a run that was interrupted before its first step, or after some."""
+    for _ in (steps := ddpg.record(run := Training(config, env), ddpg.new_folder(folder))):
+        if run.step == until:
+            break
     steps.close()
     return folder
 
@@ -999,7 +1012,7 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
             pass
     monkeypatch.undo()
     run = ddpg.resume(tmp_path / "parts")
-    assert run.step == 200 and not run.reported and run.ended["episode"] == 0
+    assert run.step == 200 and not run.reported and len(run.tables["episodes.csv"]) == 2
     for _ in ddpg.record(run, tmp_path / "parts"):
         pass
     assert same_run(tmp_path / "whole", tmp_path / "parts") and same_state(tmp_path / "whole", tmp_path / "parts")
@@ -1106,6 +1119,36 @@ def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
     assert ddpg.main(["--resume", str(folder), "--quiet"]) == 0
 
 
+def test_a_run_can_be_resumed_with_other_threads_and_devices(tmp_path, monkeypatch, capsys):
+    folder = begin(Config.preset(**SHORT), tmp_path / "run")
+    given, resume = [], ddpg.resume
+    monkeypatch.setattr(ddpg, "resume", lambda *args, **kw: (given.append((args, torch.get_num_threads())), resume(*args, **kw))[1])
+    try:
+        assert ddpg.main(["--resume", str(folder), "--quiet", "--threads", "2", "--device", "cpu"]) == 0
+        assert given[0][0] == (str(folder), None, "cpu", 2)
+        assert ddpg.main(["--eval", str(folder), "--episodes", "1"]) == 0 and torch.get_num_threads() == 1
+    finally:
+        ddpg.tune(1)
+    arrays, meta = ddpg.read_npz(folder / "state.npz")
+    ddpg.write_npz(folder / "state.npz", arrays, **meta | {"device": "cuda"})
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="cannot be resumed.*CUDA"):
+            resume(folder)
+
+
+def test_an_environment_that_fails_when_it_is_resumed_is_named(tmp_path):
+    class Dying(Toy):
+        def step(self, action):
+            assert not dead, "out of fuel"
+            return super().step(action)
+
+    dead = False
+    folder = begin(Config(**SMALL | dict(total_steps=30)), tmp_path / "run", Dying, until=5)
+    dead = True
+    with pytest.raises(ddpg.EnvError, match="out of fuel.* at step 1 of the episode"):
+        ddpg.resume(folder, Dying)
+
+
 def test_resuming_on_another_machine_warns_in_one_line(tmp_path, monkeypatch, capsys):
     folder = begin(Config.preset(**SHORT), tmp_path / "run")
     ddpg.resume(folder)
@@ -1118,6 +1161,9 @@ def test_resuming_on_another_machine_warns_in_one_line(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("what", ["nan observation", "inf reward", "None reward", "wide observation", "raises"])
 def test_an_environment_that_misbehaves_ends_the_training_with_the_agent_saved(tmp_path, monkeypatch, capsys, what):
     class Faulty(Toy):
+        def __init__(self, length):
+            super().__init__(length, obs=lambda t: np.linspace(0, 1, 40))  # which NumPy prints in many lines
+
         def step(self, action):
             obs, rew, *more = super().step(action)
             if self.t == 7:
@@ -1139,6 +1185,7 @@ def test_an_environment_that_misbehaves_ends_the_training_with_the_agent_saved(t
     lines = error.splitlines()[-2:]
     field = "out of fuel" if what == "raises" else what.split()[1]
     assert field in lines[0] and "at step 7 of the episode with seed" in lines[0] and ("Traceback" in error) == (what == "raises")
+    assert what == "raises" or error.count("\n") == 2
     assert lines[1] == "the agent of step 6 is saved in run" and load("run/last.npz").meta["step"] == 6
 
 
@@ -1377,6 +1424,10 @@ def test_watch_opens_the_viewer_beside_the_training(tmp_path):
     (tmp_path / "viewer.py").write_text("import sys; open('opened', 'w').write(' '.join(sys.argv[1:]))")
     assert subprocess.run(arguments, cwd=tmp_path, timeout=60, capture_output=True).returncode == 0
     assert (tmp_path / "opened").read_text().split() == ["run", "--live"]
+    (tmp_path / "opened").unlink()
+    resume = [sys.executable, "ddpg.py", "--resume", "run", "--total-steps", "800", "--quiet", "--watch"]
+    assert subprocess.run(resume, cwd=tmp_path, timeout=60, capture_output=True).returncode == 0
+    assert (tmp_path / "opened").read_text().split() == ["run", "--live"]
 
 
 def test_eval_uses_only_environments_that_gymnasium_brings(tmp_path):
@@ -1413,6 +1464,18 @@ def test_a_signal_saves_and_says_how_to_go_on(tmp_path, number, code):
     assert result.returncode == 0 and "Done after 1,500 steps" in result.stdout
     assert command(*flags, "--out", "whole", cwd=tmp_path).returncode == 0
     assert same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_final_test_too(tmp_path, number, code):
+    (tmp_path / "log").touch()
+    flags = [*QUICK, "--episodes", "100000", "--out", str(tmp_path / "run")]
+    pid, began = in_a_child(lambda: ddpg.main(flags), tmp_path / "log"), time.monotonic()
+    while "Testing the best policy" not in (tmp_path / "log").read_text() and time.monotonic() < began + 30:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    os.kill(pid, number)
+    assert exit_code(pid) == code and "Traceback" not in (tmp_path / "log").read_text()
 
 
 def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
