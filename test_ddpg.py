@@ -1690,8 +1690,8 @@ def test_exhaust_does_not_pile_up(tmp_path):
 
 
 def test_summary_leaves_assisted_episodes_out():
-    rows = [dict(policy="p", train_step=1, deterministic=True, assisted=i == 2, length=9, **{"return": float(i)})
-            for i in range(3)]
+    rows = [dict(policy="p", train_step=1, seed=i, deterministic=True, assisted=i == 2, length=9, **{"return": float(i)})
+            for i in (0, 1, 2, 1, 1)]  # seen three times, it is still one episode
     (result,) = viewer.summary(rows)
     assert result["episodes"] == 2 and result["mean"] == 0.5 and result["max"] == 1
 
@@ -1827,10 +1827,10 @@ def test_flying_and_pushing(run):
     w = open_window(run)
     post(w, pygame.event.Event(pygame.KEYDOWN, key=pygame.K_LEFT, unicode="", mod=0))
     w.update(0.2)
-    assert [act for act, *_ in w.player.tape] == [2.0] * w.player.t and w.player.t == 6 and w.player.assisted
+    assert [act for act, *_ in w.player.tape] == [1.0] * w.player.t and w.player.t == 6 and w.player.assisted
     post(w, pygame.event.Event(pygame.KEYUP, key=pygame.K_LEFT, mod=0))
     w.update(0.2)
-    assert not w.player.tape[-1][2] and w.player.policy.act(w.player.trail[-2]) == w.player.tape[-1][0]
+    assert not w.player.tape[-1][2] and w.player.policy.policy(w.player.trail[-2]) == w.player.tape[-1][0]
     w.restart()
     assert not w.player.assisted
     scene = w.panes()["scene"]
@@ -1885,6 +1885,11 @@ def test_every_size(env, tmp_path, monkeypatch):
                 for other, words, _ in written[:i]:
                     assert not (string and words and box.colliderect(other)), (size, string, words)
     assert {w.surface.get_size()} == {(500, 1200)}
+    for size in (800, 100), (100, 800), (460, 40):  # too small for anything, but nothing fails
+        w = open_window(path, size=size)
+        w.notice_for = 0
+        w.draw()
+        assert w.notice_for == 0, w.notice
 
 
 def test_live_follow(run):
@@ -1901,6 +1906,17 @@ def test_live_follow(run):
     assert not w.follow and step_shown(w) == 3000
     press(w, pygame.K_END)
     assert w.follow and step_shown(w) == 3500
+    w.noisy = False
+    w.results = [dict(policy=str(run / "last.npz"), train_step=step, deterministic=True, assisted=False, **{"return": value})
+                 for step, value in ((3000, -1.0), (3500, -2.0))]
+    written = []
+    viewer_text = viewer.text
+    try:
+        viewer.text = lambda surface, rect, string, *args: (written.append(string), viewer_text(surface, rect, string, *args))[1]
+        w.draw()
+    finally:
+        viewer.text = viewer_text
+    assert "last 1: -2.0 ± 0.0" in written  # of the policy that flies, not of the file that held another one before
 
 
 def test_waits_for_a_training_that_has_just_begun(tmp_path):
@@ -1910,9 +1926,17 @@ def test_waits_for_a_training_that_has_just_begun(tmp_path):
     assert not w.player
     pixels(w)
     press(w, pygame.K_n, "n")
+    make_policy(tmp_path / "policies" / "000000000000.npz", dims=(5, [-1.0], [1.0]))
+    w.attempt(w.update, 1)
+    assert "5 observations" in w.notice and not w.player
     make_policy(tmp_path / "policies" / "000000000000.npz")
-    w.update(1)
+    w.attempt(w.update, 1)
     assert step_shown(w) == 0 and w.follow
+    (tmp_path / "empty").mkdir()
+    post(w, pygame.event.Event(pygame.DROPFILE, file=str(tmp_path / "empty")))
+    assert "has no policies yet" in w.notice and step_shown(w) == 0
+    w.update(0.5)
+    pixels(w)
 
 
 def test_a_file_dropped_on_the_window(run, tmp_path):
@@ -1953,7 +1977,7 @@ def test_what_goes_wrong_is_a_notice(run, monkeypatch):
     monkeypatch.setattr(type(w.player.env.unwrapped), "render", breaks)
     w.restart()
     pixels(w)
-    assert "Pendulum-v1 raised RuntimeError: out of fuel" in w.notice
+    assert "RuntimeError: out of fuel, at step 0" in w.notice
     monkeypatch.undo()
     monkeypatch.setattr(type(w.player.env.unwrapped), "step", lambda self, action: breaks(self))
     w.attempt(w.update, 0.2)
@@ -1980,6 +2004,7 @@ def test_a_film_of_two_ends_with_the_longer_one(tmp_path, monkeypatch):
     w.record_gif()
     while not w.over:
         w.step()
+        assert w.dirty  # what is recorded is shown, too
     lengths = [player.t for player in w.players]
     assert lengths[0] != lengths[1] and len(w.film.frames) == -(-max(lengths) // 2)
     assert w.film.durations == [40] * (len(w.film.frames) - 1) + [1500]
@@ -2020,7 +2045,7 @@ def test_headless_json(run, capsys):
     assert [row["train_step"] for row in rows if "seed" in row] == [0, 1000, 2000, 3000]
 
 
-def test_png_and_gif(tmp_path, capsys):
+def test_png_and_gif(tmp_path, capsys, monkeypatch):
     from PIL import Image
 
     path = make_policy(tmp_path / "policy.npz", LANDER)
@@ -2033,6 +2058,10 @@ def test_png_and_gif(tmp_path, capsys):
     assert film.size[0] == 640 and abs(film.n_frames - json.loads(headless.splitlines()[0])["length"] / 2) <= 2
     assert film.info["duration"] == 40
     assert "cannot save" in refused(capsys, path, "--png", tmp_path / "no" / "a.png")
+    monkeypatch.setattr(viewer.Player, "frame", lambda player: 1 / 0)
+    for flag in "--png", "--gif":
+        assert "division by zero" in refused(capsys, path, flag, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
 
 
 def test_bad_input(tmp_path, monkeypatch, capsys):

@@ -22,8 +22,7 @@ import sys
 import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -77,21 +76,16 @@ def read_run(folder):
     policies.pop(None, None)
     if not policies:
         return None
-    curve = []
-    try:
-        with open(folder / "progress.csv", newline="") as file:
-            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
-    except (OSError, KeyError, TypeError, ValueError):
-        pass  # none yet, or its last line is being written
+    curve = []  # before the first evaluation
+    with suppress(OSError, KeyError, TypeError, ValueError), open(folder / "progress.csv", newline="") as file:
+        curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
     return Run(dict(sorted(policies.items())), max(policies) if best is None else best, curve)
 
 
 def step_of(path):
     """The training step of a policy file, or None if it cannot be read."""
-    try:
+    with suppress(KeyError, TypeError, ValueError):
         return int(ddpg.read_npz(path)[1]["step"])
-    except (KeyError, TypeError, ValueError):
-        return None
 
 
 # ---------------------------------------------------------------------------------------------------- the player
@@ -119,30 +113,11 @@ def push(env, right, up):
     if body := getattr(env, "lander", None) or getattr(env, "hull", None):
         body.linearVelocity += (0.5 * right, 0.5 * up)
     elif hasattr(env, "max_torque"):  # the pendulum, whose rod points to (-sin, cos)
-        angle, velocity = env.state
-        velocity -= 0.8 * (right * np.cos(angle) + up * np.sin(angle))
-        env.state[1] = np.clip(velocity, -env.max_speed, env.max_speed)
+        env.state[1] -= 0.8 * (right * np.cos(env.state[0]) + up * np.sin(env.state[0]))
     elif hasattr(env, "goal_velocity"):
         env.state[1] += 0.01 * right
     else:
         raise ValueError("nobody has taught me how to push in this environment")
-
-
-def age_exhaust(env, by):
-    """The lander's particles age by 0.15 when drawn, and would pile up in steps that are not: age them per step."""
-    if hasattr(env, "_clean_particles"):
-        for particle in env.particles:
-            particle.ttl -= by
-        env._clean_particles(False)
-
-
-@contextmanager
-def blame(name):
-    """Let an error name the environment that raised it."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{name} raised {type(error).__name__}: {error}") from error
 
 
 class Player:
@@ -153,44 +128,35 @@ class Player:
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
         self.policy, self.noisy, self.results = policy, noisy, [] if results is None else results
-        self.env_id, self.train_step, name = env or policy.meta["env"], policy.meta["step"], policy.meta["path"]
-        spec = gym.registry.get(self.env_id)
-        if not env and not (spec and str(spec.entry_point).startswith("gymnasium.")):  # files must not run code
-            raise ValueError(f"{name} is for {self.env_id}, which gymnasium does not bring:\n"
-                             "name the environment yourself with --env")
-        config = replace(policy.config, env=self.env_id)
-        self.make_env = ddpg.env_makers(config)[1]
+        self.env_id, self.train_step = env or policy.meta["env"], policy.meta["step"]
+        changes = {"env": env} if env else {}
+        self.make_env = ddpg.env_maker_of(policy, **changes)
         self.env = self.make_env()
-        dims = [int(np.prod(space.shape)) for space in (self.env.observation_space, self.env.action_space)]
-        if dims != [policy.obs_dim, len(policy.low)]:
-            raise ValueError(f"{name} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
-                             f"but {self.env_id} has {dims[0]} and {dims[1]}")
         if render and "rgb_array" not in (self.env.metadata.get("render_modes") or []):
             raise ValueError(f"{self.env_id} cannot draw itself (no rgb_array): use --headless --json")
         if render:
-            kwargs = config.env_kwargs | {"render_mode": "rgb_array"}
-            self.make_env = ddpg.env_makers(replace(config, env_kwargs=kwargs))[1]
-        self.fps, self.limit = self.env.metadata.get("render_fps") or 30, self.env.spec.max_episode_steps or 0
-        known = next((known for name, known in KNOWN.items() if self.env_id.startswith(name)), None)
-        if not known or [len(known.observations), len(known.actions)] != dims:
-            known = Known([f"a{i}" for i in range(dims[1])], [f"o{i}" for i in range(dims[0])])
-        self.known = known
+            kwargs = policy.config.env_kwargs | {"render_mode": "rgb_array"}
+            self.make_env = ddpg.env_maker_of(policy, env_kwargs=kwargs, **changes)
+        self.fps, self.limit = self.env.metadata.get("render_fps") or 30, self.env.spec.max_episode_steps
+        dims = policy.obs_dim, len(policy.low)
+        self.known = Known([f"a{i}" for i in range(dims[1])], [f"o{i}" for i in range(dims[0])])
+        for name, known in KNOWN.items():
+            if self.env_id.startswith(name) and (len(known.observations), len(known.actions)) == dims:
+                self.known = known
 
     def start(self, seed):
         """Begin the episode of a seed."""
         self.seed, self.row = seed, None
         self.seek(0)
-        self.tape = []  # of (act in the environment's units, push or None, assisted), one for each step
+        self.tape = []  # of (act in [-1, 1], push or None, assisted), one for each step
         self.noise = ddpg.Noise(len(self.policy.low), self.policy.config.noise_theta, np.random.default_rng(seed))
 
     def seek(self, t):
         """Go to step t of the tape, from the start: an environment cannot be set back, but it can be repeated."""
-        with blame(self.env_id):
-            if hasattr(self.env.unwrapped, "screen"):
-                self.env.unwrapped.screen = None  # or closing it would close our window: it calls pygame.quit()
-            self.env.close()
-            self.env = self.make_env()  # made afresh, as reset does not undo everything everywhere
-            self.episode = ddpg.Episode(self.env, self.seed)
+        self.env.unwrapped.screen = None  # or closing it would close our window: it calls pygame.quit()
+        self.env.close()
+        self.env = self.make_env()  # made afresh, as reset does not undo everything everywhere
+        self.episode = ddpg.Episode(self.env, self.seed)
         if self.row:
             self.results.remove(self.row)  # it will end again
         self.t, self.over, self.assisted, self.row, self.picture = 0, False, False, None, None
@@ -200,21 +166,22 @@ class Player:
 
     def step(self, act=None, push_by=None):
         """One step: by the user's act, in [-1, 1], or push; else as on the tape; else as the policy says."""
-        assisted, low, high = act is not None or push_by is not None, self.policy.low, self.policy.high
+        assisted = act is not None or push_by is not None
         if assisted or self.t == len(self.tape):
-            if act is not None:
-                act = low + (high - low) * (act + 1) / 2
-            else:
-                act = self.policy.act(self.episode.obs)
+            if act is None:
+                act = self.policy.policy(self.episode.obs)
                 if self.noisy:
-                    act = act + (high - low) / 2 * self.noise(self.policy.config.noise_sigma)
-            self.tape[self.t :] = [(np.clip(act, low, high), push_by, assisted)]
+                    act = act + self.noise(self.policy.config.noise_sigma)
+            self.tape[self.t :] = [(act.clip(-1, 1), push_by, assisted)]
         act, push_by, assisted = self.tape[self.t]
-        with blame(self.env_id):
-            if push_by:
-                push(self.env.unwrapped, *push_by)
-            rew, obs, terminated, truncated = self.episode.step(act)
-            age_exhaust(self.env.unwrapped, 0.15)
+        env = self.env.unwrapped
+        if push_by:
+            push(env, *push_by)
+        if self.picture is None and hasattr(env, "_clean_particles"):  # lander's exhaust, which ages when drawn
+            for particle in env.particles:
+                particle.ttl -= 0.15
+            env._clean_particles(False)
+        rew, obs, terminated, truncated = self.episode.step(self.policy.to_env(act))
         self.t, self.picture, self.assisted = self.t + 1, None, self.assisted or assisted
         self.rewards.append(rew)
         self.trail.append(obs)
@@ -228,18 +195,13 @@ class Player:
     def frame(self):
         """The picture of the present step, (height, width, 3) uint8."""
         if self.picture is None:
-            with blame(self.env_id):
-                age_exhaust(self.env.unwrapped, -0.15)  # which drawing takes again
-                self.picture = np.ascontiguousarray(np.asarray(self.env.render())[:, :, :3], np.uint8)
+            frame = np.asarray(self.episode.call(self.env.render))
+            self.picture = np.ascontiguousarray(frame[:, :, :3], np.uint8)
         return self.picture
-
-    def to_unit(self, act):
-        """Actions (.., act) in the environment's units -> [-1, 1], which is what critics and gauges understand."""
-        return 2 * (act - self.policy.low) / np.maximum(self.policy.high - self.policy.low, 1e-9) - 1
 
     def q(self, obs, act):
         """What the critic promises, in the environment's own rewards: the smallest of its values, as in the target."""
-        obs, act = (torch.as_tensor(x, dtype=torch.float32) for x in (np.array(obs), self.to_unit(np.array(act))))
+        obs, act = (torch.as_tensor(np.array(x), dtype=torch.float32) for x in (obs, act))
         with torch.inference_mode():
             values = self.policy.critic(obs, act).amin(0)[:, 0]  # (n, B, 1) -> (B,)
         return (values / self.policy.config.reward_scale).tolist()
@@ -252,28 +214,23 @@ class Player:
         return self.values
 
     def realised(self):
-        """The discounted return from each step on, once the episode is over.
-
-        A time limit ends the episode but not the world: the critic's value of the last state stands for the rest.
-        """
+        """The discounted return from each step on; after a time limit, the critic's value of the last state included."""
         last = np.array(self.trail[-1:])
-        returns = [0.0 if self.episode.terminated else self.q(last, self.policy.act(last))[0]]
+        returns = [0.0 if self.episode.terminated else self.q(last, self.policy.policy(last))[0]]
         for rew in reversed(self.rewards):
             returns.append(rew + self.policy.config.gamma * returns[-1])
         return returns[:0:-1]
 
 
 def summary(results):
-    """Statistics of the unassisted episodes, a dict for each policy."""
+    """Statistics of the unassisted episodes, each counted once, a dict for each policy."""
     groups = {}
     for row in results:
         if not row["assisted"]:
-            groups.setdefault((row["policy"], row["train_step"], row["deterministic"]), []).append(row)
-    for (policy, train_step, deterministic), rows in groups.items():
-        returns = np.array([row["return"] for row in rows])
-        yield dict(policy=policy, train_step=train_step, deterministic=deterministic, episodes=len(rows),
-                   mean=returns.mean(), std=returns.std(), min=returns.min(), max=returns.max(),
-                   length=np.mean([row["length"] for row in rows]))
+            groups.setdefault((row["policy"], row["train_step"], row["deterministic"]), {})[row["seed"]] = row
+    for key, rows in groups.items():
+        numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
+        yield dict(zip(("policy", "train_step", "deterministic"), key)) | ddpg.summary(*numbers)
 
 
 def summary_line(row):
@@ -300,11 +257,10 @@ def split(rect, sizes, across=False):
     return parts
 
 
-def table(rect, n, columns):
-    """The Rects of `n` cells in columns, one column after the other."""
-    rows = -(-n // columns)
-    return [cell for column in split(rect, [None] * columns, across=True)
-            for cell in split(column.inflate(-10, 0), [None] * rows)]
+def table(rect, n):
+    """The Rects of `n` cells in two columns, the left one first."""
+    return [cell for column in split(rect, [None, None], across=True)
+            for cell in split(column.inflate(-10, 0), [None] * -(-n // 2))]
 
 
 @functools.lru_cache
@@ -327,16 +283,6 @@ def text_pair(surface, rect, left, right, px, left_color=DIM, right_color=TEXT):
     """Write at both ends of a line, of which the left one gives way."""
     used = text(surface, rect, right, px, right_color, 1)
     text(surface, pygame.Rect(rect.x, rect.y, rect.w - used - px // 2, rect.h), left, px, left_color)
-
-
-def draw_scene(surface, rect, frame, caption, px, color):
-    """The environment's picture, as large as it fits, with a caption over it."""
-    h, w = frame.shape[:2]
-    place = pygame.Rect(0, 0, w, h).fit(rect)
-    surface.blit(pygame.transform.smoothscale(pygame.image.frombuffer(frame, (w, h), "RGB"), place.size), place)
-    if caption:
-        surface.fill(BACK, (*place.topleft, font(px).size(caption)[0] + 12, px + 4))
-        text(surface, place.move(6, 4), caption, px, color)
 
 
 def draw_plot(surface, rect, curves, length, px):
@@ -362,10 +308,10 @@ def draw_plot(surface, rect, curves, length, px):
 
 def draw_gauges(surface, rect, player, act, helped, px):
     """Each action as a bar from the middle, with the zone hatched in which it does nothing."""
-    for i, (row, unit) in enumerate(zip(split(rect, [px + 4] * len(act)), player.to_unit(act).tolist())):
+    for i, (row, unit) in enumerate(zip(split(rect, [px + 4] * len(act)), act.tolist())):
         name, bar, value = split(row, [5 * px, None, 4 * px], across=True)
         text(surface, name.inflate(-4, -4), player.known.actions[i], px)
-        text(surface, value.move(0, 2), f"{act[i]:+.2f}", px, TEXT, 1)
+        text(surface, value.move(0, 2), f"{player.policy.to_env(act)[i]:+.2f}", px, TEXT, 1)
         bar.h -= 3
         surface.fill(FIELD, bar)
         x_of = lambda unit: bar.centerx + bar.w / 2 * unit
@@ -379,7 +325,7 @@ def draw_gauges(surface, rect, player, act, helped, px):
 
 
 def draw_observation(surface, rect, player, px):
-    for cell, name, value in zip(table(rect, len(player.trail[0]), 2), player.known.observations, player.trail[-1]):
+    for cell, name, value in zip(table(rect, len(player.trail[0])), player.known.observations, player.trail[-1]):
         text_pair(surface, cell, name, f"{value:+.2f}", px)
 
 
@@ -414,7 +360,7 @@ def draw_panel(surface, rect, player, episode, show_map, px):
     """Return, critic, reward, action, observation and policy map of a player, as many of them as there is room for."""
     t, line, q = player.t, px + 4, player.predicted()
     act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
-    plot = functools.partial(draw_plot, length=player.limit if 0 < player.limit <= 400 else max(100, t), px=px)
+    plot = functools.partial(draw_plot, length=player.limit if player.limit <= 400 else max(100, t), px=px)
     q_curves = [(q, ORANGE, False)] + ([(player.realised(), BLUE, True)] if player.over else [])
     sections = [  # title, its color, text on its right, its color, height below it or None for a share, its drawing
         (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE, "realised, dashed" if player.over else "", BLUE,
@@ -429,13 +375,13 @@ def draw_panel(surface, rect, player, episode, show_map, px):
         sections.append(("torque over angle, velocity", DIM, "orange is +", ORANGE,
                          None, functools.partial(draw_map, player=player)))
     rect = rect.inflate(-16, -12)
-    while 2 * line + sum(line + (2 * line if height is None else height) for *_, height, _ in sections) > rect.h:
+    least = lambda: 2 * line + sum(line + (2 * line if height is None else height) for *_, height, _ in sections)
+    while sections and least() > rect.h:
         sections.pop()
     head, *rects = split(rect, [2 * line, *(height and height + line for *_, height, _ in sections)])
     text(surface, head, f"{player.episode.ret:.1f}", 2 * px)
     text(surface, head, f"episode {episode}", px, DIM, 1)
-    place = f"step {t}/{player.limit}" if player.limit else f"step {t}"
-    text(surface, head.move(0, line), f"{place}   assisted" if player.assisted else place, px,
+    text(surface, head.move(0, line), f"step {t}/{player.limit}" + "   assisted" * player.assisted, px,
          YELLOW if player.assisted else DIM, 1)
     for part, (title, color, value, value_color, _, draw) in zip(rects, sections):
         above, below = split(part, [line - 2, None])
@@ -467,17 +413,12 @@ def draw_timeline(surface, rect, run, current, follow, px):
 
 
 def help_cells(screen, px):
-    """Where each row of the key table is -> size of the type, Rects; in as many columns as make the type largest.
-
-    13 times that size is as wide as the widest row.
-    """
-    w, h = screen.size
-    size = lambda columns: min(px + 6, w // columns // 13, int(0.8 * h / -(-len(KEYS) // columns)))
-    columns = max((1, 2, 3), key=size)
-    px = size(columns)
-    rect = pygame.Rect(0, 0, 13 * px * columns, int(px / 0.8) * -(-len(KEYS) // columns))
+    """Where each row of the key table is, in two columns 13 times as wide as the type -> size of the type, Rects."""
+    rows = -(-len(KEYS) // 2)
+    px = min(px + 6, screen.w // 26, int(0.8 * screen.h / rows))
+    rect = pygame.Rect(0, 0, 26 * px, int(px / 0.8) * rows)
     rect.center = screen.center
-    return px, table(rect, len(KEYS), columns)
+    return px, table(rect, len(KEYS))
 
 
 def draw_help(surface, px):
@@ -556,10 +497,10 @@ KEYS = [  # keys as they are shown, method and argument, meaning; a single chara
     ("Q Esc", ("quit",), "quit"),
 ]
 ARROWS = {pygame.K_LEFT: "left", pygame.K_RIGHT: "right", pygame.K_UP: "up", pygame.K_DOWN: "down"}
-NAMED = dict(Space=pygame.K_SPACE, Left=pygame.K_LEFT, Right=pygame.K_RIGHT, Backspace=pygame.K_BACKSPACE,
-             Enter=pygame.K_RETURN, PgUp=pygame.K_PAGEUP, PgDn=pygame.K_PAGEDOWN, Home=pygame.K_HOME, End=pygame.K_END,
-             Tab=pygame.K_TAB, F1=pygame.K_F1, Esc=pygame.K_ESCAPE)
-ACTION_OF = {NAMED.get(key, key.lower()): action for keys, action, _ in KEYS if action for key in keys.split()}
+CODES = dict(Enter=pygame.K_RETURN, PgUp=pygame.K_PAGEUP, PgDn=pygame.K_PAGEDOWN, Esc=pygame.K_ESCAPE) | {
+    name: getattr(pygame, f"K_{name.upper()}")
+    for name in ("Space", "Left", "Right", "Backspace", "Home", "End", "Tab", "F1")}
+ACTION_OF = {CODES.get(key, key.lower()): action for keys, action, _ in KEYS if action for key in keys.split()}
 REPEATING = "step_by", "change_speed", "choose"  # while their key is held
 SIZE = 1000, 640  # of a new window
 SPEEDS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 1000]  # the last is as fast as it goes
@@ -604,7 +545,7 @@ class Window:
         follow = self.options.live or under_way
         if run:
             self.show(run.policies[max(run.policies) if follow else run.best])
-        elif self.options.headless or not self.options.live:
+        elif self.player or self.options.headless or not self.options.live:
             raise ValueError(f"{path} is not the folder of a run, or has no policies yet")
         self.path, self.run, self.follow = path, run, follow
         self.say(str(path))
@@ -657,11 +598,10 @@ class Window:
         self.follow = which == "newest"
 
     def pin(self):
-        pinned = None if self.pinned else Player(self.player.policy, self.options.env, True, self.noisy, self.results)
-        self.pinned = pinned
-        if pinned:
+        self.pinned = None if self.pinned else Player(self.player.policy, self.options.env, results=self.results)
+        if self.pinned:
             self.restart()
-            self.say(f"step {pinned.train_step:,} is pinned: now choose another")
+            self.say(f"step {self.pinned.train_step:,} is pinned: now choose another")
 
     def file_name(self, kind):
         name = self.player.env_id.split(":")[-1].replace("/", "-")
@@ -709,8 +649,6 @@ class Window:
                     getattr(self, action[0])(*action[1:])
         elif event.type == pygame.KEYUP:
             self.held.discard(event.key)
-        elif event.type == pygame.WINDOWFOCUSLOST:
-            self.held.clear()  # their release goes elsewhere
         elif event.type == pygame.DROPFILE:
             self.open(event.file)
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.player:
@@ -764,11 +702,12 @@ class Window:
         run, old = read_run(self.path), self.run
         if not run or run == old:
             return
-        self.run, self.dirty, newest = run, True, max(run.policies)
+        newest = max(run.policies)
         if not self.player:
             self.show(run.policies[newest])
         elif newest > max(old.policies):
             self.say(f"new: step {newest:,}" + (", loads at the next episode" if self.follow else ""), 3.0)
+        self.run, self.dirty = run, True
 
     def play(self, dt):
         """As many steps as are due at this speed, but never so many that the window stops answering."""
@@ -780,7 +719,7 @@ class Window:
             self.owed, self.steps = self.owed - 1, self.steps + 1
             if time.perf_counter() - began > 0.02:
                 self.owed = 0.0
-        if self.owed > 1.5 * self.player.fps:  # the last picture has stayed for a while
+        if self.owed > 1.5 * self.player.fps * min(1, self.speed):  # the last picture has stayed for a while
             newest, self.seed = max(self.run.policies), self.seed + (not self.locked)
             news = self.follow and newest != self.player.train_step
             if not (news and self.attempt(self.show, self.run.policies[newest])):
@@ -791,10 +730,10 @@ class Window:
         for player in self.players:
             if not player.over:
                 player.step(act, push_by)
-        self.dirty = True
         if self.film and (self.over or max(player.t for player in self.players) % self.film.stride == 0):
             self.draw()
             self.film.add(self.surface, self.over)
+        self.dirty = True
 
     # ---- picture
 
@@ -833,7 +772,8 @@ class Window:
         player, config, score = self.player, self.player.policy.config, self.player.policy.meta.get("evaluation")
         name = f"{player.env_id}   {config.algo}   step {player.train_step:,}"
         name += "" if score is None else f"   eval {score:.1f}"
-        same = dict(policy=player.policy.meta["path"], deterministic=not self.noisy, assisted=False)
+        same = dict(policy=player.policy.meta["path"], train_step=player.train_step, deterministic=not self.noisy,
+                    assisted=False)
         last = [row["return"] for row in self.results[-100:] if same.items() <= row.items()][-10:]
         record = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
         text_pair(self.surface, title, name, record if title.w > 40 * self.px else "", self.px, TEXT, DIM)
@@ -844,19 +784,23 @@ class Window:
             speed += f" ({self.steps / self.seconds / player.fps:.1f}x)"
         state = ["paused" if self.paused else speed, "noisy" if self.noisy else "deterministic",
                  f"seed {self.seed}" + (" locked" if self.locked else "")]
-        text_pair(self.surface, bar, "   ".join(state), "H or click: all keys", self.px, YELLOW if self.paused else TEXT, DIM)
+        color = YELLOW if self.paused else TEXT
+        text_pair(self.surface, bar, "   ".join(state), "H or click: all keys", self.px, color, DIM)
 
     def draw_scenes(self, rect):
         """One scene, or two: side by side or one above the other, whichever shows them larger."""
         h, w = self.player.frame().shape[:2]
-        beside = min(rect.w / 2 / w, rect.h / h) >= min(rect.w / w, rect.h / 2 / h)
-        parts = split(rect, [None] * len(self.players), across=beside)
+        px, parts = self.px + 4, split(rect, [None] * len(self.players), across=rect.w / w >= rect.h / h)
         for player, part, color in zip(self.players, parts, (ORANGE, BLUE)):
-            caption = f"{player.episode.ret:.1f}   step {player.train_step:,}" if self.pinned else ""
-            caption += "   pinned" if player is self.pinned else ""
-            if not caption and not self.panes()["panel"].w:
-                caption = f"{player.episode.ret:.1f}"
-            draw_scene(self.surface, part.inflate(-4, -4), player.frame(), caption, self.px + 4, color)
+            place = pygame.Rect(0, 0, w, h).fit(part.inflate(-4, -4))
+            scene = pygame.image.frombuffer(player.frame(), (w, h), "RGB")
+            self.surface.blit(pygame.transform.smoothscale(scene, place.size), place)
+            caption = f"{player.episode.ret:.1f}"
+            if self.pinned:
+                caption += f"   step {player.train_step:,}" + "   pinned" * (player is self.pinned)
+            if self.pinned or not self.panes()["panel"].w:
+                self.surface.fill(BACK, (*place.topleft, font(px).size(caption)[0] + 12, px + 4))
+                text(self.surface, place.move(6, 4), caption, px, color)
         if self.grip and self.grip[0] == "scene":
             pygame.draw.line(self.surface, YELLOW, self.grip[1], self.mouse, 3)
             pygame.draw.circle(self.surface, YELLOW, self.mouse, 6)
@@ -897,8 +841,8 @@ def watch(options):
     window, loading = Window(open_display(), options), ThreadPoolExecutor(1).submit(import_ddpg)
     pygame.display.set_caption("viewer.py")
     print(f"viewer.py: {path}", flush=True)
+    text(window.surface, window.surface.get_rect(), f"opening {path} ..", window.px, DIM)
     while not loading.done():
-        text(window.surface, window.surface.get_rect(), f"opening {path} ..", window.px, DIM)
         pygame.display.flip()
         pygame.event.pump()  # events wait in the queue; a window that never asked for them would be called hung
         time.sleep(0.03)
@@ -924,15 +868,12 @@ def headless(options):
     pygame.font.init()
     window = Window(pygame.Surface(SIZE), options)
     window.open(path)
-    files = [window.run.policies[window.run.best]]
-    if options.tour is not None:
-        files = list(window.run.policies.values())
-        chosen = np.linspace(0, len(files) - 1, options.tour or len(files)).round().astype(int)
-        files = [files[i] for i in np.unique(chosen)]
+    steps = [window.run.best] if options.tour is None else list(window.run.policies)
+    chosen = np.unique(np.linspace(0, len(steps) - 1, options.tour or len(steps)).round().astype(int))
     if options.gif:
         window.film = Gif(options.gif, window.player.fps)
     window.episode, window.notice_for = 0, 0.0
-    for file in files:
+    for file in [window.run.policies[steps[i]] for i in chosen]:
         for window.seed in range(options.seed, options.seed + options.episodes):
             window.show(file)
             while not window.over:
@@ -940,9 +881,12 @@ def headless(options):
             row = window.results[-1]
             line = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}".format(**row)
             print(json.dumps(row) if options.json else line)
+    if options.png:
+        window.draw()
+    if window.notice_for:  # a picture that could not be drawn
+        raise ValueError(window.notice)
     try:
         if options.png:
-            window.draw()
             pygame.image.save(window.surface, options.png)
         if options.gif:
             window.film.save()
@@ -987,8 +931,7 @@ def main(argv=None):
     """The command line -> its exit code: 0, 2 for what was refused, 130 for Ctrl-C."""
     try:
         options = parse(argv)
-        if ":" in (options.env or ""):
-            sys.path.append(os.getcwd())  # where the user's module is
+        sys.path.append(os.getcwd())  # where the module of --env module:Id may be
         (headless if options.headless else watch)(options)
         return 0
     except KeyboardInterrupt:
