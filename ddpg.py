@@ -141,8 +141,8 @@ class Config:
 PRESETS = {
     "Pendulum-v1": dict(
         algo="ddpg", total_steps=10_000, learning_starts=300, batch_size=128, hidden=(64, 64), layer_norm=False,
-        gamma=0.98, reward_scale=0.1, actor_lr=2e-3, critic_lr=2e-3, tau=0.03, noise_sigma=0.15, noise_theta=0.15,
-        eval_every=250, eval_episodes=20, solved_at=-156.0),
+        gamma=0.98, reward_scale=0.1, actor_lr=2e-3, critic_lr=2e-3, tau=0.03, noise_sigma=0.5, noise_theta=0.15,
+        eval_every=500, eval_episodes=20, solved_at=-156.0),
     "LunarLanderContinuous-v3": dict(
         algo="td3", total_steps=200_000, learning_starts=3_000, batch_size=128, hidden=(128, 128), n_step=5,
         reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_theta=0.15,
@@ -246,7 +246,7 @@ class MLP(nn.Module):
         if scale:
             self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
         self.layers = list(zip(self.weights, self.biases))  # quicker to walk through than the lists of parameters
-        self.tape = []  # what backward needs of the latest forward
+        self.tape = []  # what backward needs of the latest forward: (input, weight, bias, norm) of each layer
         self.largest = max(rows * columns for rows, columns in zip(sizes, sizes[1:]))
 
     def faster_bmm(self, x):
@@ -474,7 +474,7 @@ class Agent:
         next_act = (self.actor_target(next_obs) + noise).clamp(-1, 1)
         # Clipped double-Q: bootstrap from the smallest target critic
         target = rew + discount * self.critic_target(next_obs, next_act).amin(dim=0)  # (n, B, 1) -> (B, 1)
-        # Each critic descends on its mean squared error
+        # Each critic descends on its mean squared error; a `backward` is always of its network's latest forward
         q = self.critic(obs, act)
         error = q - target
         self.critic.backward(2 / len(obs) * error)
@@ -767,7 +767,7 @@ class Training:
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
         self.reported = False  # whether this step has been evaluated and yielded
-        self.whole, self.evaluating = True, False  # whether no step is half done; whether it is being evaluated
+        self.between_steps, self.evaluating = True, False  # else a step is half done; whether an evaluation is
 
     def __iter__(self):
         c = self.config
@@ -779,9 +779,9 @@ class Training:
                 yield self
             if self.step >= c.total_steps or (self.solved is not None and c.stop_when_solved):
                 return
-            self.whole = False  # a step that fails half-way cannot be gone on from
+            self.between_steps = False  # a step that fails half-way cannot be gone on from
             self.advance()
-            self.whole, self.reported = True, False
+            self.between_steps, self.reported = True, False
 
     def advance(self):
         """One environment step and the updates that go with it."""
@@ -812,7 +812,7 @@ class Training:
     def start_episode(self):
         """In an environment made afresh, as reset does not undo everything everywhere, from a seed of its own."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
-        self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []
+        self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []  # below 2^32
 
     def end_episode(self):
         """Note how it went, and start the next one."""
@@ -886,7 +886,10 @@ class Training:
 
 
 def train(config, env=None, out=None, device="cpu", threads=None):
-    """Train to the end -> the Agent. env: as in Training; out: a new folder for tables, policies and state."""
+    """Train to the end -> the Agent. env: as in Training, for which the preset of an id is not looked up.
+
+    out: a new folder for tables, policies and state.
+    """
     run = Training(config, env, device, threads)
     for _ in record(run, new_folder(out)) if out else run:
         pass
@@ -977,7 +980,7 @@ def record(run, folder):
         try:
             add_policy("last.npz")
             write_waiting()
-            if run.whole:
+            if run.between_steps:
                 save_state()
         finally:
             os.close(handle)
