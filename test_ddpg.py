@@ -1917,6 +1917,8 @@ def test_live_follow(run):
     finally:
         viewer.text = viewer_text
     assert "last 1: -2.0 ± 0.0" in written  # of the policy that flies, not of the file that held another one before
+    os.utime(run)  # a training has just written to it: a window follows that, a film of it does not
+    assert open_window(run).follow and not open_window(run, "--headless").follow
 
 
 def test_waits_for_a_training_that_has_just_begun(tmp_path):

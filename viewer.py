@@ -542,7 +542,7 @@ class Window:
         """Show a policy, or the best one of a run; of a training that is under way the newest, and each new one."""
         path = find(target)
         run, under_way = read_run(path), path.is_dir() and time.time() - path.stat().st_mtime < 60
-        follow = self.options.live or under_way
+        follow = self.options.live or (under_way and not self.options.headless)
         if run:
             self.show(run.policies[max(run.policies) if follow else run.best])
         elif self.player or self.options.headless or not self.options.live:
