@@ -697,19 +697,22 @@ class Episode:
 
 
 def evaluate(agent, make_env, seeds):
-    """Run one deterministic episode per seed, side by side -> returns (N,), lengths (N,), in the order of `seeds`.
+    """Run one deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
 
-    make_env: a function that makes a new environment each time. Raises EnvError for one that misbehaves.
-
-    Nothing random of the agent's is used, so that training is the same with evaluation and without.
+    make_env makes a new environment each time. Raises EnvError for one that misbehaves. Nothing random of the agent's
+    is used, so that training is the same with evaluation and without.
     """
-    episodes = [Episode(make_env(), seed) for seed in seeds]
-    while running := [e for e in episodes if not e.over]:
-        for episode, action in zip(running, agent.act(np.stack([e.obs for e in running]))):
-            episode.step(action)
-    for episode in episodes:
-        episode.env.close()
-    return np.array([e.ret for e in episodes]), np.array([e.length for e in episodes])
+    returns, lengths = [], []
+    for i in range(0, len(seeds), 100):  # side by side, as many as memory surely has room for
+        episodes = [Episode(make_env(), seed) for seed in seeds[i : i + 100]]
+        while running := [e for e in episodes if not e.over]:
+            for episode, action in zip(running, agent.act(np.stack([e.obs for e in running]))):
+                episode.step(action)
+        for episode in episodes:
+            episode.env.close()
+        returns += [e.ret for e in episodes]
+        lengths += [e.length for e in episodes]
+    return np.array(returns), np.array(lengths)
 
 
 def summary(returns, lengths):
@@ -931,8 +934,8 @@ def record(run, folder):
 
     A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
     """
-    machine = dict(versions=VERSIONS, device=str(run.agent.device), threads=torch.get_num_threads())
-    info = dict(config=asdict(run.config), **machine)
+    info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device),
+                threads=torch.get_num_threads())
     waiting = {"config.json": json.dumps(info, indent=1).encode()}  # files to write
     snapshot_every, save_at, warned = -(-run.config.total_steps // 50), 0.0, False
     handle = lock(folder)

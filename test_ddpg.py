@@ -644,14 +644,24 @@ def test_no_episode_serves_two_of_training_selection_and_test(tmp_path, monkeypa
     assert len(set(seeds)) == 200 + count(2**31, 2**32)  # and none besides
 
 
-def test_evaluations_of_different_lengths_keep_their_order():
+def test_evaluations_of_different_lengths_keep_their_order_and_open_few_environments():
     class Countdown(Toy):
+        def __init__(self):
+            super().__init__()
+            alive.append(self)
+
         def reset(self, seed=None, options=None):
             self.length = 3 + seed % 5
             return super().reset(seed=seed)
 
-    returns, lengths = evaluate(Agent(2, [-1], [1], Config(**SMALL)), Countdown, [4, 0, 2])
-    assert lengths.tolist() == [7, 3, 5] == returns.tolist()
+        def close(self):
+            alive.remove(self)
+            closed.append(len(alive))
+
+    alive, closed, seeds = [], [], [4, 0, 2, *range(250)]
+    returns, lengths = evaluate(Agent(2, [-1], [1], Config(**SMALL)), Countdown, seeds)
+    assert lengths.tolist() == [3 + seed % 5 for seed in seeds] == returns.tolist()
+    assert not alive and len(closed) == 253 and max(closed) < 100
 
 
 def test_solved_needs_confirmation_by_more_episodes():
