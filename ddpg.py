@@ -561,8 +561,9 @@ def load(path, device="cpu"):
         sound = meta["format"] == FORMAT and isinstance(meta["step"], int) and meta["env"].isprintable()
         if not sound or not isinstance(meta["evaluation"], int | float | None) or not np.isfinite(bounds).all():
             raise ValueError("of another format")
+        unscaled = replace(config, obs_scale=())  # as torch imports sympy to divide without memory
         with torch.device("meta"):  # before any memory is taken
-            networks = [network(meta["obs_dim"], bounds.shape[1], config) for network in (Actor, Critic)]
+            networks = [network(meta["obs_dim"], bounds.shape[1], unscaled) for network in (Actor, Critic)]
         if sum(p.nbytes for n in networks for p in n.parameters()) != sum(a.nbytes for a in arrays.values()):
             raise ValueError("its arrays are not those of its networks")
         agent = Agent(meta["obs_dim"], *bounds, config, device)

@@ -1263,6 +1263,7 @@ def hostile(folder, good):
     yield archive("many.npz", config={"hidden": [1] * 100_000}), "hidden"
     yield archive("critics.npz", config={"n_critics": 100}), "arrays"
     yield archive("inputs.npz", obs_dim=10**9), "policy"
+    yield archive("scaled.npz", config={"obs_scale": [1e9, 1e-9, 1.0]}), ""  # which is sound
     yield archive("text.npz", env="\x1b[2Jyour disk is gone"), "format"
     (folder / "folder.npz").mkdir()
     yield folder / "folder.npz", "no such file"
@@ -1306,6 +1307,7 @@ def load_hostile_files(folder, count):
     attempt(good)
     for path, word in named:  # unhooked at first, as the libraries import parts of themselves when first needed
         attempt(path, word)
+    assert "sympy" not in sys.modules  # or loading would take torch half a second more
     bad, changed = folder / "bad.npz", list(mutations(good, count))
     sys.addaudithook(hook)
     for path, word in named:
