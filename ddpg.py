@@ -125,7 +125,7 @@ class Config:
             for v in value if kind is tuple else () if low is None or value is f.default is None else [value]:
                 if not isinstance(v, (int, float) if item is float else int) or not low <= v <= high:  # nor nan
                     raise UsageError(f"{f.name}: {v!r} is not {'a' if item is float else 'a whole'} number "
-                                     f"between {low:g} and {high:g}")
+                                     f"between {low:,} and {high:,}")
         if len(self.hidden) > 100:
             raise UsageError(f"hidden: {len(self.hidden):,} layers are more than 100")
         if self.learning_starts < self.n_step:
@@ -554,7 +554,10 @@ def load(path, device="cpu"):
     """
     path = Path(path)
     if path.is_dir():
-        path = path / ("best.npz" if (path / "best.npz").exists() else "last.npz")
+        found = [path / name for name in ("best.npz", "last.npz") if (path / name).exists()]
+        if not found:
+            raise UsageError(f"{path} is not the folder of a run: it has no best.npz or last.npz")
+        path = found[0]
     arrays, meta = read_npz(path)
     try:
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
@@ -574,7 +577,8 @@ def load(path, device="cpu"):
                     raise ValueError(f"{name}.{key} does not fit or is not finite")
                 p.data.copy_(torch.from_numpy(array))
     except Exception as error:  # whatever a file made for mischief provokes
-        raise UsageError(f"{path} is not a policy file: {str(error)[:200]}") from None
+        lacks = "it lacks " * isinstance(error, KeyError)
+        raise UsageError(f"{path} is not a policy file: {lacks}{str(error)[:200]}") from None
     agent.meta = meta | {"path": str(path)}
     return agent
 
@@ -623,8 +627,8 @@ def env_makers(config, env=None):
             yield f"its actions are whole numbers, {one_line(actions)}: DDPG is for continuous control"
         if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
             yield f"its actions are unbounded, {one_line(actions)}: give them a finite low and high"
-        if env is None and probe.spec.id != config.env.split(":")[-1]:
-            yield f"name its version: --env {probe.spec.id}"
+        if env is None and not f":{config.env}".endswith(f":{probe.spec.id}"):
+            yield f"name its version: --env {''.join(config.env.rpartition(':')[:2])}{probe.spec.id}"
         if env is None and not probe.spec.max_episode_steps:
             yield "it has no time limit, so an episode might never end: pass --max-episode-steps"
         if env is not None and not isinstance(env, gym.Env) and env() is env():
@@ -691,7 +695,7 @@ class Episode:
                 return array
         except (TypeError, ValueError, OverflowError):
             pass
-        raise self.error(f"{name} {value}")
+        raise self.error(f"{name} {one_line(value)} is not {size} finite number{'s' * (size != 1)}")
 
     def error(self, what):
         return EnvError(f"{one_line(what)}, at step {self.length} of the episode with seed {self.seed}")
@@ -993,12 +997,16 @@ def record(run, folder):
 def resume(folder, env=None, device=None, threads=None, **changes):
     """The Training whose folder this is, as it was when last saved. Raises UsageError if that is impossible.
 
-    changes: to its Config; only total_steps and stop_when_solved may differ from what they were.
+    env: as in Training. changes: to its Config; only total_steps and stop_when_solved may differ from what they were.
     """
     folder = Path(folder)
     newest, previous = folder / "state.npz", folder / "state.previous.npz"
-    if (folder / "policies").exists() and not newest.exists() and not previous.exists():
-        raise UsageError(f"{folder} is of a training that was killed before it was first saved: delete it, start again")
+    if not newest.exists() and not previous.exists():
+        raise UsageError(f"{folder} cannot be resumed, it has no state.npz: " + (
+            "it was killed before it was first saved. Delete it, and start again"
+            if (folder / "policies").exists() else "it is not the folder of a run"))
+    if isinstance(env, str):
+        changes, env = changes | {"env": env}, None
     try:
         arrays, meta = read_npz(newest)
     except UsageError:  # damaged, or a kill came between two renames
@@ -1032,6 +1040,9 @@ def parse(argv):
     def refuse(message):
         raise UsageError(f"{message}; --help lists all flags")
 
+    def JSON(text):  # argparse calls it by this name
+        return json.loads(text)
+
     presets = (f"  {env}: {', '.join(f'{k} {v}' for k, v in preset.items())}" for env, preset in PRESETS.items())
     epilog = "\n".join(["presets, which any flag overrides:", *presets])
     parser = argparse.ArgumentParser(description=__doc__, epilog=epilog, allow_abbrev=False,
@@ -1044,11 +1055,11 @@ def parse(argv):
     add("--episodes", type=int, default=TEST_EPISODES, help="how many test episodes to run (default 100)")
     devices = ["cpu", *["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available()]
     add("--device", default="auto", choices=["auto", *devices], help="auto: cuda for large networks, if there is one")
-    add("--threads", type=int, choices=range(1, 257), metavar="N", help="CPU threads (default 1, 2 for large networks)")
+    add("--threads", type=int, metavar="N", help="CPU threads (default 1, 2 for large networks)")
     add("--watch", action="store_true", help="open the viewer beside the training")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
-    special = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=json.loads, metavar="JSON")}
+    special = {bool: dict(action=argparse.BooleanOptionalAction), dict: dict(type=JSON, metavar="JSON")}
     for f in fields(Config):
         item, *more = get_args(f.type) or [f.type]  # of tuple[int, ...]: int, and there may be more
         kind = special.get(item) or dict(type=item, metavar=item.__name__, nargs="+" if more else None)
@@ -1061,8 +1072,8 @@ def parse(argv):
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
     if options.eval and (fixed := explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}):
         refuse(f"--eval goes with the policy's own configuration, without {', '.join(sorted(fixed))}")
-    if options.episodes < 1:
-        refuse("--episodes must be at least 1")
+    if options.episodes < 1 or not 1 <= (options.threads or options.threads is None) <= 256:
+        refuse("--episodes must be at least 1, --threads 1 to 256")
     return options, explicit
 
 
@@ -1082,14 +1093,15 @@ def train_command(options, explicit):
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
     if options.resume:
-        folder, run = Path(options.resume), resume(options.resume, None, device, options.threads, **explicit)
+        folder, own = Path(options.resume), explicit.pop("env", None)
+        run = resume(folder, own, device, options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
         large = torch.cuda.is_available() and c.batch_size * max(c.hidden) >= 2**18  # the CPU is faster at small ones
         run = Training(c, None, device or ("cuda" if large else "cpu"), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
-    c, quiet, signals = run.config, options.quiet or options.json, []
+    c, quiet, signals, first = run.config, options.quiet or options.json, [], run.step
 
     def on_signal(number, frame):
         if signals:
@@ -1103,6 +1115,8 @@ def train_command(options, explicit):
     say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
     say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}\n"
         "      step  episodes  steps/s  last returns  evaluation")
+    if c.total_steps <= c.learning_starts:
+        say(f"nothing is learnt in the first {c.learning_starts:,} steps: set --learning-starts, or more --total-steps")
     steps = record(run, folder)
     try:
         for _ in steps if quiet else watch(steps):
@@ -1124,9 +1138,12 @@ def train_command(options, explicit):
         return 128 + signals[0]
     seconds = time.perf_counter() - run.started
     how = "Done" if run.solved is None else "Solved"
+    if options.resume and first == run.step:
+        say("It had come to its end before: more --total-steps go on, and --no-stop-when-solved if it was solved.")
     say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
-    say(f"Next:\n  python ddpg.py --eval {folder}" + f"\n  python viewer.py {folder}" * viewer.exists())
+    named = f"{folder}" + f" --env {c.env}" * (":" in c.env)
+    say(f"Next:\n  python ddpg.py --eval {named}" + f"\n  python viewer.py {named}" * viewer.exists())
 
 
 def watch(steps):

@@ -859,8 +859,8 @@ def test_what_is_not_a_policy_is_refused(tmp_path):
         np.savez(bad, **arrays | {"meta": np.array(json.dumps(json.loads(str(arrays["meta"])) | change))})
         with pytest.raises(UsageError):
             load(bad)
-    for missing in tmp_path / "none.npz", tmp_path:
-        with pytest.raises(UsageError, match="no such file"):
+    for missing, words in (tmp_path / "none.npz", "no such file"), (tmp_path, "not the folder of a run"):
+        with pytest.raises(UsageError, match=words):
             load(missing)
 
 
@@ -1135,7 +1135,7 @@ def test_a_run_can_be_resumed_with_other_threads_and_devices(tmp_path, monkeypat
     monkeypatch.setattr(ddpg, "resume", lambda *args, **kw: (given.append((args, torch.get_num_threads())), resume(*args, **kw))[1])
     try:
         assert ddpg.main(["--resume", str(folder), "--quiet", "--threads", "2", "--device", "cpu"]) == 0
-        assert given[0][0] == (str(folder), None, "cpu", 2)
+        assert given[0][0] == (folder, None, "cpu", 2)
         assert ddpg.main(["--eval", str(folder), "--episodes", "1"]) == 0 and torch.get_num_threads() == 1
     finally:
         ddpg.tune(1)
@@ -1263,10 +1263,13 @@ def hostile(folder, good):
     yield archive("many.npz", config={"hidden": [1] * 100_000}), "hidden"
     yield archive("critics.npz", config={"n_critics": 100}), "arrays"
     yield archive("inputs.npz", obs_dim=10**9), "policy"
+    with zipfile.ZipFile(folder / "empty.npz", "w") as file, file.open("meta.npy", "w") as member:
+        np.lib.format.write_array(member, np.array("{}"))
+    yield folder / "empty.npz", "it lacks 'config'"
     yield archive("scaled.npz", config={"obs_scale": [1e9, 1e-9, 1.0]}), ""  # which is sound
     yield archive("text.npz", env="\x1b[2Jyour disk is gone"), "format"
     (folder / "folder.npz").mkdir()
-    yield folder / "folder.npz", "no such file"
+    yield folder / "folder.npz", "not the folder of a run"
     os.mkfifo(folder / "pipe.npz")
     yield folder / "pipe.npz", "no such file"
     yield Path("/dev/zero"), "no such file"
@@ -1365,7 +1368,9 @@ def test_the_readme_runs_a_policy_with_numpy_alone(tmp_path, monkeypatch):
     ("--buffer-size 1000000000", "buffer_size"), ("--device cuda", "cuda"), ("--algo ppo", "ppo"),
     ("--eval nowhere", "nowhere"), ("--resume nowhere", "nowhere"), ("--device tpu", "tpu"),
     ("--env toys:Unbounded-v0", "unbounded"), ("--env toys:Pixels-v0", "images"), ("--env toys:Endless-v0", "--max-episode-steps"),
-    ("--env toys:Dict-v0", "Box"), ("--env toys:Raises-v0", "out of order"),
+    ("--env toys:Dict-v0", "Box"), ("--env toys:Raises-v0", "out of order"), ("--env toys:Endless", "--env toys:Endless-v0"),
+    ("--threads 0", "1 to 256"), ("--env-kwargs {", "JSON"), ("--seed -1", "2,147,483,647"), ("--resume .", "not the folder of a run"),
+    ("--eval .", "not the folder of a run"),
 ])
 def test_bad_input_exits_2_with_a_word_on_what_to_do_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, words):
     if "cuda" in arguments and torch.cuda.is_available():
@@ -1458,7 +1463,15 @@ def test_your_own_environment_by_module_and_id(tmp_path):
     shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
     result = command("--env", "regulator:Regulator-v0", "--env-kwargs", '{"d": 3}', *QUICK, "--algo", "td3", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert load(tmp_path / "runs" / "regulator-Regulator-v0" / "td3-seed0").obs_dim == 3
+    folder = Path("runs", "regulator-Regulator-v0", "td3-seed0")
+    assert load(tmp_path / folder).obs_dim == 3
+    following = [line.split()[2:] for line in result.stdout.splitlines() if line.startswith("  python ")]
+    assert following[0] == ["--eval", str(folder), "--env", "regulator:Regulator-v0"] and following[1] == following[0][1:]
+    assert command(*following[0], "--episodes", 1, cwd=tmp_path).returncode == 0
+    result = command("--resume", folder, "--env", "regulator:Regulator-v0", cwd=tmp_path)
+    assert result.returncode == 0 and "come to its end before" in result.stdout
+    result = command("--resume", folder, "--env", "Pendulum-v1", cwd=tmp_path)
+    assert result.returncode == 2 and "env regulator:Regulator-v0 -> Pendulum-v1" in result.stderr
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -1492,7 +1505,8 @@ def test_a_signal_ends_the_final_test_too(tmp_path, number, code):
 
 def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
     plain = command(*QUICK, "--out", tmp_path / "a").stdout
-    assert "\r" not in plain and "\x1b" not in plain
+    assert "\r" not in plain and "\x1b" not in plain and "nothing is learnt" not in plain
+    assert "nothing is learnt in the first 300 steps" in command(*QUICK, "--total-steps", 300, "--learning-starts", 300, "--out", tmp_path / "e").stdout
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     process = subprocess.Popen([sys.executable, ROOT / "ddpg.py", *QUICK, "--out", tmp_path / "b"], stdout=slave, stderr=slave)

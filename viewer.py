@@ -177,7 +177,7 @@ class Player:
         env = self.env.unwrapped
         if push_by:
             push(env, *push_by)
-        if self.picture is None and hasattr(env, "_clean_particles"):  # lander's exhaust, which ages when drawn
+        if self.picture is None and hasattr(env, "_clean_particles"):  # the exhaust ages when drawn
             for particle in env.particles:
                 particle.ttl -= 0.15
             env._clean_particles(False)
@@ -893,7 +893,8 @@ def headless(options):
     except (OSError, pygame.error) as error:
         raise ValueError(f"cannot save: {error}") from None
     for row in summary(window.results):
-        print(json.dumps({"summary": True} | row) if options.json else summary_line(row))
+        if options.json or row["episodes"] > 1:
+            print(json.dumps({"summary": True} | row) if options.json else summary_line(row))
 
 
 # ---------------------------------------------------------------------------------------------------- command line
