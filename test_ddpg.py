@@ -86,7 +86,7 @@ def in_a_child(work, output=os.devnull, errors=None, timeout=120):
         for stream, path in (1, output), (2, errors or output):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
         sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-        code = work()
+        code = work() or 0
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
@@ -1129,21 +1129,23 @@ def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
     assert ddpg.main(["--resume", str(folder), "--quiet"]) == 0
 
 
-def test_a_run_can_be_resumed_with_other_threads_and_devices(tmp_path, monkeypatch, capsys):
+def test_a_run_can_be_resumed_with_other_threads_and_devices(tmp_path):
     folder = begin(Config.preset(**SHORT), tmp_path / "run")
-    given, resume = [], ddpg.resume
-    monkeypatch.setattr(ddpg, "resume", lambda *args, **kw: (given.append((args, torch.get_num_threads())), resume(*args, **kw))[1])
-    try:
+
+    def work():  # in a process of its own, as a process that has used several threads must not be forked
+        given, resume = [], ddpg.resume
+        ddpg.resume = lambda *args, **changes: given.append(args) or resume(*args, **changes)
         assert ddpg.main(["--resume", str(folder), "--quiet", "--threads", "2", "--device", "cpu"]) == 0
-        assert given[0][0] == (folder, None, "cpu", 2)
+        assert given == [(folder, None, "cpu", 2)] and torch.get_num_threads() == 2
         assert ddpg.main(["--eval", str(folder), "--episodes", "1"]) == 0 and torch.get_num_threads() == 1
-    finally:
-        ddpg.tune(1)
+
+    log = tmp_path / "log"
+    assert exit_code(in_a_child(work, log)) == 0, log.read_text()
     arrays, meta = ddpg.read_npz(folder / "state.npz")
     ddpg.write_npz(folder / "state.npz", arrays, **meta | {"device": "cuda"})
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="cannot be resumed.*CUDA"):
-            resume(folder)
+            ddpg.resume(folder)
 
 
 def test_an_environment_that_fails_when_it_is_resumed_is_named(tmp_path):
