@@ -1129,18 +1129,16 @@ def test_two_trainings_do_not_share_a_folder(tmp_path, capsys):
     assert ddpg.main(["--resume", str(folder), "--quiet"]) == 0
 
 
-def test_a_run_can_be_resumed_with_other_threads_and_devices(tmp_path):
-    folder = begin(Config.preset(**SHORT), tmp_path / "run")
-
-    def work():  # in a process of its own, as a process that has used several threads must not be forked
-        given, resume = [], ddpg.resume
-        ddpg.resume = lambda *args, **changes: given.append(args) or resume(*args, **changes)
-        assert ddpg.main(["--resume", str(folder), "--quiet", "--threads", "2", "--device", "cpu"]) == 0
-        assert given == [(folder, None, "cpu", 2)] and torch.get_num_threads() == 2
-        assert ddpg.main(["--eval", str(folder), "--episodes", "1"]) == 0 and torch.get_num_threads() == 1
-
-    log = tmp_path / "log"
-    assert exit_code(in_a_child(work, log)) == 0, log.read_text()
+def test_threads_and_device_are_heeded_when_a_run_is_resumed_or_tested(tmp_path, monkeypatch):
+    folder, tuned = begin(Config.preset(**SHORT), tmp_path / "run"), []
+    threads = lambda: ddpg.read_npz(folder / "state.npz")[1]["threads"]
+    assert threads() == 1
+    result = command("--resume", folder, "--quiet", "--threads", 2, "--device", "cpu", fresh=True)
+    assert result.returncode == 0 and threads() == 2, result.stderr
+    monkeypatch.setattr(ddpg, "tune", tuned.append)
+    for flags in [], ["--threads", "2"]:
+        assert ddpg.main(["--eval", str(folder), "--episodes", "1", *flags]) == 0
+    assert tuned == [1, 2]
     arrays, meta = ddpg.read_npz(folder / "state.npz")
     ddpg.write_npz(folder / "state.npz", arrays, **meta | {"device": "cuda"})
     if not torch.cuda.is_available():
