@@ -177,7 +177,7 @@ class Player:
         env = self.env.unwrapped
         if push_by:
             push(env, *push_by)
-        if self.picture is None and hasattr(env, "_clean_particles"):  # the exhaust ages when drawn
+        if self.picture is None and hasattr(env, "_clean_particles"):  # drawing would age the lander's exhaust
             for particle in env.particles:
                 particle.ttl -= 0.15
             env._clean_particles(False)
