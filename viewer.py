@@ -214,7 +214,7 @@ class Player:
         return self.values
 
     def realised(self):
-        """The discounted return from each step on; after a time limit, the critic's value of the last state included."""
+        """The discounted return from each step on, with the critic's value of the last state after a time limit."""
         last = np.array(self.trail[-1:])
         returns = [0.0 if self.episode.terminated else self.q(last, self.policy.policy(last))[0]]
         for rew in reversed(self.rewards):
