@@ -116,7 +116,7 @@ class Config:
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
             kind, item = get_origin(f.type) or f.type, (get_args(f.type) or [f.type])[0]
-            if value is f.default is None:
+            if value is None:
                 value = {} if kind is dict else ALGOS[self.algo].get(f.name)
             value = tuple(value) if isinstance(value, list) else value  # as JSON has it
             object.__setattr__(self, f.name, value)
@@ -427,7 +427,8 @@ class Agent:
         self.critic_optimizer = Adam(self.critic, config.critic_lr)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches and target noise
         self.updates = 0  # critic updates so far, which time the delayed ones
-        self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q
+        self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q,
+        self.measure_every = 10 * config.policy_delay  # updates, as measuring them takes longer than Adam
         self.check_gradients()
 
     @torch.inference_mode()
@@ -486,9 +487,9 @@ class Agent:
             self.actor_optimizer.step()
             self.actor_target.flat.lerp_(self.actor.flat, self.config.tau)
             self.critic_target.flat.lerp_(self.critic.flat, self.config.tau)
-            if self.updates % (10 * self.config.policy_delay) == 0:  # now and then, as it takes longer than Adam
+            if self.updates % self.measure_every == 0:
                 latest = torch.stack([error.square().mean(dim=(1, 2)).sum(), -q1.mean(), q.mean()])
-                self.metrics.lerp_(latest, max(0.1, 10 * self.config.policy_delay / self.updates))
+                self.metrics.lerp_(latest, max(0.1, self.measure_every / self.updates))
 
     def save(self, path, env, step, evaluation=None):
         """Write a policy file, actor and critic, as plain arrays that numpy alone can read and a text of JSON."""
@@ -852,7 +853,7 @@ class Training:
         if looks_solved and returns.mean() >= c.solved_at and self.solved is None:
             self.solved = self.step
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
-        measured = self.agent.updates >= 10 * c.policy_delay
+        measured = self.agent.updates >= self.agent.measure_every
         critic_loss, actor_loss, mean_q = self.agent.metrics.tolist() if measured else [np.nan] * 3
         seconds = time.perf_counter() - self.started
         row = dict(
@@ -1072,7 +1073,7 @@ def parse(argv):
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
     if options.eval and (fixed := explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}):
         refuse(f"--eval goes with the policy's own configuration, without {', '.join(sorted(fixed))}")
-    if options.episodes < 1 or not 1 <= (options.threads or options.threads is None) <= 256:
+    if options.episodes < 1 or options.threads is not None and not 1 <= options.threads <= 256:
         refuse("--episodes must be at least 1, --threads 1 to 256")
     return options, explicit
 

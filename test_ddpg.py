@@ -1857,6 +1857,10 @@ def test_flying_and_pushing(run):
     post(w, pygame.event.Event(pygame.KEYUP, key=pygame.K_LEFT, mod=0))
     w.update(0.2)
     assert not w.player.tape[-1][2] and w.player.policy.policy(w.player.trail[-2]) == w.player.tape[-1][0]
+    post(w, pygame.event.Event(pygame.KEYDOWN, key=pygame.K_LEFT, unicode="", mod=0))
+    assert w.touch()[0] == 1
+    post(w, pygame.event.Event(pygame.WINDOWFOCUSLOST))  # the key is let go of elsewhere
+    assert w.touch()[0] is None
     w.restart()
     assert not w.player.assisted
     scene = w.panes()["scene"]

@@ -649,6 +649,8 @@ class Window:
                     getattr(self, action[0])(*action[1:])
         elif event.type == pygame.KEYUP:
             self.held.discard(event.key)
+        elif event.type == pygame.WINDOWFOCUSLOST:
+            self.held.clear()  # their release goes elsewhere
         elif event.type == pygame.DROPFILE:
             self.open(event.file)
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.player:
