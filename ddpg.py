@@ -50,7 +50,6 @@ import gymnasium as gym
 import numpy as np
 import torch
 from torch import nn
-from torch.optim.adam import adam
 
 try:
     import fcntl
@@ -213,6 +212,11 @@ def bmm(a, b, bias=None, out=None):
 
 def large_bmm(a, b, bias=None, out=None):
     """The same by oneDNN, which takes half as long as MKL on an AMD processor, but not where they are thin."""
+    if b.shape[-1] == 1 < len(b):  # columns, which take MKL up to ten times as long as the same numbers as rows
+        row = b.view(len(b), 1, -1)
+        return bmm(row, a.mT, bias, out if out is None else out.view(len(b), 1, -1)).mT
+    if a.shape[-1] == 1 and bias is None:
+        return torch.mul(a, b, out=out)
     if min(a.shape[-1], b.shape[-1]) < 16:
         return bmm(a, b, bias, out)
     linear, biases = torch.ops.mkldnn._linear_pointwise, [None] * len(a) if bias is None else bias[:, 0]
@@ -393,15 +397,18 @@ class Noise:
 
 
 class Adam:
-    """Adam (arXiv:1412.6980) on a network's one vector; torch.optim.Adam around it takes most of a second to import."""
+    """Adam (arXiv:1412.6980) on a network's one vector; what torch.optim wraps around it takes a second to import."""
 
     def __init__(self, network, lr):
         zeros = torch.zeros_like(network.flat)
+        self.network, self.lr = network, lr
         self.state = {"step": zeros.new_zeros(()), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-        k, m, v = ([tensor] for tensor in self.state.values())
-        self.step = functools.partial(
-            adam, [network.flat], [network.flat.grad], m, v, [], k, fused=True, lr=lr, beta1=0.9, beta2=0.999, eps=1e-8,
-            weight_decay=0.0, amsgrad=False, maximize=False)
+
+    def step(self):
+        k, m, v = self.state.values()
+        k += 1
+        torch._fused_adam_([self.network.flat], [self.network.flat.grad], [m], [v], [], [k], lr=self.lr, beta1=0.9,
+                           beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False)
 
 
 class Agent:

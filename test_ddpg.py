@@ -606,6 +606,19 @@ def test_large_products_are_the_same_products(layer_norm, monkeypatch):
     assert np.abs(acts[0] - acts[1]).max() < 1e-3
 
 
+@pytest.mark.skipif(not ddpg.has_large_bmm(), reason="this torch has no oneDNN products")
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_large_products_of_any_shape(n):
+    for i, k, j in itertools.product((1, 2, 40), repeat=3):
+        a, b, bias, out = (torch.randn(n, *shape) for shape in ((k, i), (k, j), (1, j), (i, j)))
+        a, exact = a.mT, a.mT.double() @ b.double()
+        with torch.inference_mode():
+            torch.testing.assert_close(ddpg.large_bmm(a, b).double(), exact, rtol=0, atol=1e-4)
+            torch.testing.assert_close(ddpg.large_bmm(a, b, bias).double(), exact + bias, rtol=0, atol=1e-4)
+            torch.testing.assert_close(ddpg.large_bmm(a, b.mT.contiguous().mT, out=out).double(), exact, rtol=0, atol=1e-4)
+            torch.testing.assert_close(out.double(), exact, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind, forward", [
     (ddpg.Actor, lambda self, obs: super(ddpg.Actor, self).__getattr__("net")(obs)[0].sigmoid()),
     (ddpg.Actor, lambda self, obs: setattr(self, "act", self.net(obs)[0].sin()) or self.act),
