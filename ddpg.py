@@ -39,7 +39,6 @@ import subprocess
 import sys
 import time
 import traceback
-import zipfile
 from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -544,12 +543,11 @@ def read_npz(path):
     try:
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
-        with zipfile.ZipFile(path) as archive:
-            members, size = archive.infolist(), Path(path).stat().st_size
+        with np.lib.npyio.NpzFile(path, allow_pickle=False) as file:
+            members, size = file.zip.infolist(), Path(path).stat().st_size
             if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
                 raise ValueError("it is compressed")  # and may unpack to anything
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            arrays = dict(file)
         return arrays, json.loads(str(arrays.pop("meta")))
     except Exception as error:  # zipfile, numpy and json each raise their own
         raise UsageError(f"{path} cannot be read: {str(error)[:200] or type(error).__name__}") from None
