@@ -592,7 +592,7 @@ def load(path, device="cpu"):
 # ---------------------------------------------------------------------------------------------------- environments
 
 
-class EnvError(RuntimeError):
+class EnvError(Exception):
     """An environment, or the agent in it, failed or gave a value that nothing can be learnt from."""
 
 
@@ -1006,19 +1006,17 @@ def resume(folder, env=None, device=None, threads=None, **changes):
     env: as in Training. changes: to its Config; only total_steps and stop_when_solved may differ from what they were.
     """
     folder = Path(folder)
-    newest, previous = folder / "state.npz", folder / "state.previous.npz"
-    if not newest.exists() and not previous.exists():
+    states = [path for path in (folder / "state.npz", folder / "state.previous.npz") if path.exists()]
+    if not states:
         raise UsageError(f"{folder} cannot be resumed, it has no state.npz: " + (
             "it was killed before it was first saved. Delete it, and start again"
             if (folder / "policies").exists() else "it is not the folder of a run"))
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
     try:
-        arrays, meta = read_npz(newest)
-    except UsageError:  # damaged, or a kill came between two renames
-        if not previous.exists():
-            raise
-        arrays, meta = read_npz(previous)
+        arrays, meta = read_npz(states[0])
+    except UsageError:  # the disk has spoilt it
+        arrays, meta = read_npz(states[-1])
     try:
         old = Config(**meta["config"])
         config = replace(old, **changes)
@@ -1028,8 +1026,6 @@ def resume(folder, env=None, device=None, threads=None, **changes):
             raise UsageError(f"a run goes on with its own configuration, without {', '.join(fixed)}")
         run = Training(config, env, device or meta["device"], threads or meta["threads"])
         run.restore(arrays, meta)
-    except EnvError:
-        raise
     except (KeyError, TypeError, RuntimeError, AssertionError) as error:  # the last one is of a torch without CUDA
         raise UsageError(f"{folder} cannot be resumed: {one_line(repr(error))}") from error
     if meta["machine"] != MACHINE:
