@@ -62,6 +62,11 @@ class UsageError(ValueError):
     """Something the user can mend: a bad flag, environment or file. The command line prints it and exits with 2."""
 
 
+def one_line(value):
+    """How errors show a value: an array may take many lines."""
+    return " ".join(str(value).split())[:200]
+
+
 def flag(default, meaning, low=None, high=None):
     return field(default=default, metadata={"help": meaning, "low": low, "high": high})
 
@@ -427,6 +432,7 @@ class Agent:
             torch.default_generator.manual_seed(config.seed)
             networks = [network(obs_dim, len(self.low), config).to(self.device) for network in (Actor, Critic)]
         self.actor, self.critic = [flatten(n if hasattr(n, "backward") else Autograd(n)) for n in networks]
+        self.networks = nn.ModuleDict({"actor": self.actor, "critic": self.critic})  # what policy files hold
         self.actor_target = flatten(copy.deepcopy(self.actor))
         self.critic_target = flatten(copy.deepcopy(self.critic))
         self.actor_optimizer = Adam(self.actor, config.actor_lr)
@@ -499,8 +505,7 @@ class Agent:
 
     def save(self, path, env, step, evaluation=None):
         """Write a policy file, actor and critic, as plain arrays that numpy alone can read and a text of JSON."""
-        arrays = {f"{name}.{key}": p.detach().cpu().numpy() for name in ("actor", "critic")
-                  for key, p in getattr(self, name).named_parameters()}
+        arrays = {name: tensor.cpu().numpy() for name, tensor in self.networks.state_dict().items()}
         write_npz(path, arrays, format=FORMAT, env=env, step=step, evaluation=evaluation, obs_dim=self.obs_dim,
                   low=self.low.tolist(), high=self.high.tolist(), config=asdict(self.config), versions=VERSIONS)
 
@@ -550,7 +555,7 @@ def read_npz(path):
             arrays = dict(file)
         return arrays, json.loads(str(arrays.pop("meta")))
     except Exception as error:  # zipfile, numpy and json each raise their own
-        raise UsageError(f"{path} cannot be read: {str(error)[:200] or type(error).__name__}") from None
+        raise UsageError(f"{path} cannot be read: {one_line(error) or type(error).__name__}") from None
 
 
 def load(path, device="cpu"):
@@ -573,18 +578,15 @@ def load(path, device="cpu"):
         unscaled = replace(config, obs_scale=())  # as torch imports sympy to divide without memory
         with torch.device("meta"):  # before any memory is taken
             networks = [network(meta["obs_dim"], bounds.shape[1], unscaled) for network in (Actor, Critic)]
-        if sum(p.nbytes for n in networks for p in n.parameters()) != sum(a.nbytes for a in arrays.values()):
+        if sum(t.nbytes for n in networks for t in n.state_dict().values()) != sum(a.nbytes for a in arrays.values()):
             raise ValueError("its arrays are not those of its networks")
         agent = Agent(meta["obs_dim"], *bounds, config, device)
-        for name, network in ("actor", agent.actor), ("critic", agent.critic):
-            for key, p in network.named_parameters():
-                array = arrays[f"{name}.{key}"]
-                if array.shape != p.shape or not np.isfinite(array).all():
-                    raise ValueError(f"{name}.{key} does not fit or is not finite")
-                p.data.copy_(torch.from_numpy(array))
+        agent.networks.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
+        if not all(network.flat.isfinite().all() for network in (agent.actor, agent.critic)):
+            raise ValueError("its numbers are not finite")
     except Exception as error:  # whatever a file made for mischief provokes
         lacks = "it lacks " * isinstance(error, KeyError)
-        raise UsageError(f"{path} is not a policy file: {lacks}{str(error)[:200]}") from None
+        raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
     agent.meta = meta | {"path": str(path)}
     return agent
 
@@ -594,11 +596,6 @@ def load(path, device="cpu"):
 
 class EnvError(Exception):
     """An environment, or the agent in it, failed or gave a value that nothing can be learnt from."""
-
-
-def one_line(value):
-    """How errors show a value: an array may take many lines."""
-    return " ".join(str(value).split())[:200]
 
 
 def env_makers(config, env=None):
