@@ -733,7 +733,7 @@ def summary(returns, lengths):
 SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
 TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
 CONFIRM_EPISODES = TEST_EPISODES = 100
-KEPT = "step", "episodes", "best", "solved", "evaluation", "reported", "tables"  # of a Training, in its state
+KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "reported", "tables"  # of a Training, in its state
 
 
 def tune(threads):
@@ -773,7 +773,7 @@ class Training:
         except RuntimeError as error:  # out of memory
             raise UsageError(f"buffer_size: {config.buffer_size:,} rows do not fit: {error}") from None
         self.noise = Noise(dims[1], config.noise_theta, self.rng)
-        self.returns = deque(maxlen=10)  # of the latest episodes
+        self.returns = []  # of the latest 10 episodes
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
@@ -810,8 +810,17 @@ class Training:
         # Learn
         for _ in range(c.updates_per_step if step > c.learning_starts else 0):
             agent.update(self.buffer.sample(c.batch_size, agent.generator))
-        if self.episode.over:
-            self.end_episode()
+        # At the end of an episode, note how it went, and start the next one
+        e = self.episode
+        if e.over:
+            self.add_row("episodes.csv", {"step": step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
+                                          "length": e.length, "terminated": e.terminated})
+            self.returns = [*self.returns, e.ret][-10:]
+            self.episodes += 1
+            if not self.own_env:
+                e.env.close()
+            self.start_episode()
+            self.noise.reset()
 
     def interact(self, act):
         """Take a step, and remember the action, (act,) in [-1, 1], just as it was executed."""
@@ -824,18 +833,6 @@ class Training:
         """In an environment made afresh, as reset does not undo everything everywhere, from a seed of its own."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []  # below 2^32
-
-    def end_episode(self):
-        """Note how it went, and start the next one."""
-        e = self.episode
-        self.add_row("episodes.csv", {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret,
-                                      "length": e.length, "terminated": e.terminated})
-        self.returns.append(e.ret)
-        self.episodes += 1
-        if not self.own_env:
-            e.env.close()
-        self.start_episode()
-        self.noise.reset()
 
     def add_row(self, table, row):
         cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
@@ -873,14 +870,13 @@ class Training:
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions)}
         return arrays, {name: getattr(self, name) for name in KEPT} | dict(
             config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(),
-            machine=MACHINE, returns=list(self.returns), seconds=time.perf_counter() - self.started,
+            machine=MACHINE, seconds=time.perf_counter() - self.started,
             rng=self.rng.bit_generator.state, updates=self.agent.updates, written=self.buffer.written)
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
         vars(self).update({name: meta[name] for name in KEPT})
         self.started = time.perf_counter() - meta["seconds"]
-        self.returns.extend(meta["returns"])
         self.rng.bit_generator.state, self.noise.x[:] = meta["rng"], arrays["noise"]
         self.agent.updates, self.buffer.written = meta["updates"], meta["written"]
         self.agent.generator.set_state(torch.from_numpy(arrays["generator"]))
