@@ -50,11 +50,6 @@ import numpy as np
 import torch
 from torch import nn
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 # ---------------------------------------------------------------------------------------------------- configuration
 
 
@@ -923,10 +918,13 @@ def new_folder(folder):
 
 def lock(folder):
     """Keep the folder for this process until the handle returned is closed. Raises UsageError if another one has it."""
-    handle = os.open(folder if fcntl else os.devnull, os.O_RDONLY)  # Windows has no such locks
     try:
-        if fcntl:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        import fcntl
+    except ImportError:  # Windows, which has no such locks
+        return os.open(os.devnull, os.O_RDONLY)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise UsageError(f"{folder} is in use: another training is writing to it") from None
