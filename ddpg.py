@@ -946,20 +946,20 @@ def record(run, folder):
         run.agent.save(file := io.BytesIO(), run.config.env, run.step, run.evaluation and run.evaluation["eval_mean"])
         waiting[name] = file.getbuffer()
 
-    def write_waiting():
+    def save(state):
+        """Write the files that wait and, if asked to, the state: the one before it stays until it is whole."""
         waiting.update({name: "".join(lines).encode() for name, lines in run.tables.items() if lines})
         for name, data in list(waiting.items()):
             write(folder / name, lambda file: file.write(data))
             del waiting[name]
+        if state:
+            arrays, meta = run.state()
+            write_npz(folder / "state.next.npz", arrays, **meta)
+            if (folder / "state.npz").exists():
+                os.replace(folder / "state.npz", folder / "state.previous.npz")
+            os.replace(folder / "state.next.npz", folder / "state.npz")
 
-    def save_state():
-        arrays, meta = run.state()
-        write_npz(folder / "state.next.npz", arrays, **meta)
-        if (folder / "state.npz").exists():
-            os.replace(folder / "state.npz", folder / "state.previous.npz")
-        os.replace(folder / "state.next.npz", folder / "state.npz")
-
-    for path in [*folder.glob("*.tmp"), *folder.glob("policies/*.tmp"), folder / "state.next.npz"]:
+    for path in [*folder.rglob("*.tmp"), folder / "state.next.npz"]:
         path.unlink(missing_ok=True)  # a killed run was writing it
     try:
         for _ in run:
@@ -970,11 +970,11 @@ def record(run, folder):
                 if run.is_best:
                     add_policy("best.npz")
             began = time.perf_counter()
-            if run.evaluation or began >= save_at:
+            due = began >= save_at
+            if run.evaluation or due:
                 try:
-                    write_waiting()
-                    if began >= save_at:
-                        save_state()
+                    save(state=due)
+                    if due:
                         save_at = (now := time.perf_counter()) + max(SAVE_EVERY, (now - began) / SAVE_SHARE)
                 except OSError as error:
                     if not warned:
@@ -984,9 +984,7 @@ def record(run, folder):
     finally:
         try:
             add_policy("last.npz")
-            write_waiting()
-            if run.between_steps:
-                save_state()
+            save(state=run.between_steps)
         finally:
             os.close(handle)
 
