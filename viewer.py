@@ -263,9 +263,7 @@ def table(rect, n):
             for cell in split(column.inflate(-10, 0), [None] * -(-n // 2))]
 
 
-@functools.lru_cache
-def font(px):
-    return pygame.font.Font(None, px)
+font = functools.lru_cache(functools.partial(pygame.font.Font, None))  # of a height in pixels
 
 
 def text(surface, rect, string, px, color=TEXT, align=0.0):
