@@ -91,20 +91,23 @@ def step_of(path):
 # ---------------------------------------------------------------------------------------------------- the player
 
 
+LEFT, RIGHT, UP, DOWN = ARROWS = pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN
+
+
 class Known(NamedTuple):
     """What is known of an environment beyond its spaces: names, what arrow keys do, where actions do nothing."""
 
     actions: list
     observations: list
-    arrows: dict = dict(left=(0, -1), right=(0, 1), down=(1, -1), up=(1, 1))  # -> action dimension, value in [-1, 1]
+    arrows: dict = {LEFT: (0, -1), RIGHT: (0, 1), DOWN: (1, -1), UP: (1, 1)}  # -> action dimension, value in [-1, 1]
     dead_zones: tuple = ()
 
 
 KNOWN = {
-    "Pendulum": Known(["torque"], ["cos", "sin", "velocity"], dict(left=(0, 1), right=(0, -1))),
+    "Pendulum": Known(["torque"], ["cos", "sin", "velocity"], {LEFT: (0, 1), RIGHT: (0, -1)}),
     "MountainCarContinuous": Known(["force"], ["position", "velocity"]),
     "LunarLander": Known(["main", "side"], ["x", "y", "vx", "vy", "angle", "spin", "leg1", "leg2"],
-                         dict(up=(0, 1), left=(1, -1), right=(1, 1)), ((-1, 0), (-0.5, 0.5))),
+                         {UP: (0, 1), LEFT: (1, -1), RIGHT: (1, 1)}, ((-1, 0), (-0.5, 0.5))),
 }
 
 
@@ -494,11 +497,9 @@ KEYS = [  # keys as they are shown, method and argument, meaning; a single chara
     ("H ? F1", ("toggle", "show_help"), "help"),
     ("Q Esc", ("quit",), "quit"),
 ]
-ARROWS = {pygame.K_LEFT: "left", pygame.K_RIGHT: "right", pygame.K_UP: "up", pygame.K_DOWN: "down"}
-CODES = dict(Enter=pygame.K_RETURN, PgUp=pygame.K_PAGEUP, PgDn=pygame.K_PAGEDOWN, Esc=pygame.K_ESCAPE) | {
-    name: getattr(pygame, f"K_{name.upper()}")
-    for name in ("Space", "Left", "Right", "Backspace", "Home", "End", "Tab", "F1")}
-ACTION_OF = {CODES.get(key, key.lower()): action for keys, action, _ in KEYS if action for key in keys.split()}
+NAMES = dict(Enter="RETURN", PgUp="PAGEUP", PgDn="PAGEDOWN", Esc="ESCAPE")  # pygame's, where it has another one
+ACTION_OF = {key.lower() if len(key) == 1 else getattr(pygame, f"K_{NAMES.get(key, key.upper())}"): action
+             for keys, action, _ in KEYS if action for key in keys.split()}
 REPEATING = "step_by", "change_speed", "choose"  # while their key is held
 SIZE = 1000, 640  # of a new window
 SPEEDS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 1000]  # the last is as fast as it goes
@@ -676,8 +677,8 @@ class Window:
     def touch(self):
         """What the user does to it at this moment -> act in [-1, 1] or None, push or None."""
         act = push_by = None
-        for direction, (dim, value) in self.player.known.arrows.items():
-            if dim < len(self.player.policy.low) and direction in [ARROWS.get(key) for key in self.held]:
+        for key, (dim, value) in self.player.known.arrows.items():
+            if key in self.held and dim < len(self.player.policy.low):
                 act = np.zeros_like(self.player.policy.low) if act is None else act
                 act[dim] += value
         if self.grip and self.grip[0] == "scene" and self.grip[1] != self.mouse:
