@@ -549,11 +549,11 @@ class Window:
         self.path, self.run, self.follow = path, run, follow
         self.say(str(path))
 
-    def show(self, path):
-        """Replay the same episode with the policy of another file."""
+    def show(self, path, follow=False):
+        """Replay the same episode with the policy of another file, and then follow the newest one or not."""
         player = Player(ddpg.load(path), self.options.env, self.options.drawn, self.noisy, self.results)
         player.start(self.seed)  # what fails here leaves the old one flying
-        self.player = player
+        self.player, self.follow = player, follow
         if self.pinned and self.pinned.env_id != player.env_id:
             self.pinned = None
         self.restart()
@@ -586,15 +586,13 @@ class Window:
         self.owed, self.steps, self.seconds = 0.0, 0, 0.0
 
     def choose(self, which):
-        """A policy by the user's choice, which ends following, unless it is the newest."""
-        steps, now = list(self.run.policies), self.player.train_step
-        step = dict(first=steps[0], newest=steps[-1], best=self.run.best,
-                    previous=max((step for step in steps if step < now), default=None),
-                    next=min((step for step in steps if step > now), default=None))[which]
-        if step is None:
+        """Another policy of the run; choosing ends following, unless it is the newest."""
+        steps, now, best = list(self.run.policies), self.player.train_step, self.run.best
+        before, after = [step for step in steps if step < now], [step for step in steps if step > now]
+        found = dict(first=steps[:1], previous=before[-1:], best=[best], next=after[:1], newest=steps[-1:])[which]
+        if not found:
             raise ValueError(f"there is no {which} snapshot")
-        self.show(self.run.policies[step])
-        self.follow = which == "newest"
+        self.show(self.run.policies[found[0]], follow=which == "newest")
 
     def pin(self):
         self.pinned = None if self.pinned else Player(self.player.policy, self.options.env, results=self.results)
@@ -671,7 +669,6 @@ class Window:
             x_of = functools.partial(timeline_x, self.panes()["timeline"], self.run)
             step = min(self.run.policies, key=lambda step: abs(x_of(step) - pos[0]))
             if step != self.player.train_step:
-                self.follow = False
                 self.show(self.run.policies[step])
 
     def touch(self):
@@ -705,7 +702,7 @@ class Window:
             return
         newest = max(run.policies)
         if not self.player:
-            self.show(run.policies[newest])
+            self.show(run.policies[newest], follow=True)
         elif newest > max(old.policies):
             self.say(f"new: step {newest:,}" + (", loads at the next episode" if self.follow else ""), 3.0)
         self.run, self.dirty = run, True
@@ -721,9 +718,9 @@ class Window:
             if time.perf_counter() - began > 0.02:
                 self.owed = 0.0
         if self.owed > 1.5 * self.player.fps * min(1, self.speed):  # the last picture has stayed for a while
-            newest, self.seed = max(self.run.policies), self.seed + (not self.locked)
-            news = self.follow and newest != self.player.train_step
-            if not (news and self.attempt(self.show, self.run.policies[newest])):
+            self.seed += not self.locked
+            news = self.follow and max(self.run.policies) != self.player.train_step
+            if not (news and self.attempt(self.choose, "newest")):
                 self.restart()
 
     def step(self, act=None, push_by=None):
