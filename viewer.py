@@ -359,22 +359,21 @@ def draw_map(surface, rect, player):
 
 def draw_panel(surface, rect, player, episode, show_map, px):
     """Return, critic, reward, action, observation and policy map of a player, as many of them as there is room for."""
-    t, line, q = player.t, px + 4, player.predicted()
+    t, line, q, rewards = player.t, px + 4, player.predicted(), player.rewards
     act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
-    plot = functools.partial(draw_plot, length=player.limit if player.limit <= 400 else max(100, t), px=px)
-    q_curves = [(q, ORANGE, False)] + ([(player.realised(), BLUE, True)] if player.over else [])
+    length = player.limit if player.limit <= 400 else max(100, t)
+    plot = lambda *curves: lambda rect: draw_plot(surface, rect, curves, length, px)
     sections = [  # title, its color, text on its right, its color, height below it or None for a share, its drawing
         (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE, "realised, dashed" if player.over else "", BLUE,
-         None, functools.partial(plot, curves=q_curves)),
-        ("reward", DIM, f"{player.rewards[-1]:+.3f}" if t else "", TEXT,
-         None, functools.partial(plot, curves=[(player.rewards, BLUE, False)])),
+         None, plot((q, ORANGE, False), (player.realised() if player.over else [], BLUE, True))),
+        ("reward", DIM, f"{rewards[-1]:+.3f}" if t else "", TEXT, None, plot((rewards, BLUE, False))),
         ("action", DIM, "yours" if helped else "", YELLOW,
-         line * len(act), functools.partial(draw_gauges, player=player, act=act, helped=helped, px=px)),
+         line * len(act), lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
         ("observation", DIM, "", TEXT,
-         line * -(-len(player.trail[0]) // 2), functools.partial(draw_observation, player=player, px=px))]
+         line * -(-len(player.trail[0]) // 2), lambda rect: draw_observation(surface, rect, player, px))]
     if show_map and player.known is KNOWN["Pendulum"]:
         sections.append(("torque over angle, velocity", DIM, "orange is +", ORANGE,
-                         None, functools.partial(draw_map, player=player)))
+                         None, lambda rect: draw_map(surface, rect, player)))
     rect = rect.inflate(-16, -12)
     least = lambda: 2 * line + sum(line + (2 * line if height is None else height) for *_, height, _ in sections)
     while sections and least() > rect.h:
@@ -387,7 +386,7 @@ def draw_panel(surface, rect, player, episode, show_map, px):
     for part, (title, color, value, value_color, _, draw) in zip(rects, sections):
         above, below = split(part, [line - 2, None])
         text_pair(surface, above, title, value, px, color, value_color)
-        draw(surface, below.inflate(0, -4))
+        draw(below.inflate(0, -4))
 
 
 def timeline_x(rect, run, step):
