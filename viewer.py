@@ -804,20 +804,19 @@ class Window:
 
     def loop(self):
         """Handle, update, and draw if something has changed, 60 times a second."""
-        clock, last = pygame.time.Clock(), time.perf_counter()
+        clock = pygame.time.Clock()
         pygame.key.set_repeat(350, 50)
         while self.alive:
+            dt = clock.tick(60) / 1000
             for event in pygame.event.get():
                 self.attempt(self.handle, event)
-            now = time.perf_counter()
-            self.attempt(self.update, now - last)
-            last, self.surface = now, pygame.display.get_surface()  # another one after a change of size
+            self.attempt(self.update, dt)
+            self.surface = pygame.display.get_surface()  # another one after a change of size
             if self.dirty:
                 self.attempt(self.draw)
                 if self.film:
                     text(self.surface, self.panes()["scene"].inflate(-20, -16), "REC", self.px + 4, ORANGE, 1)
                 pygame.display.flip()
-            clock.tick(60)
 
 
 def open_display():
