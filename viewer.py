@@ -236,9 +236,9 @@ def summary(results):
         yield dict(zip(("policy", "train_step", "deterministic"), key)) | ddpg.summary(*numbers)
 
 
-def summary_line(row):
-    return ("{episodes} episodes: return {mean:.1f} ± {std:.1f} (min {min:.1f}, max {max:.1f}), length {length:.0f}, "
-            "{policy} of step {train_step:,}, deterministic: {deterministic}").format(**row)
+EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
+SUMMARY = ("{episodes} episodes: return {mean:.1f} ± {std:.1f} (min {min:.1f}, max {max:.1f}), length {length:.0f}, "
+           "{policy} of step {train_step:,}, deterministic: {deterministic}")
 
 
 # ---------------------------------------------------------------------------------------------------- drawing
@@ -848,7 +848,7 @@ def watch(options):
     finally:
         if window.film:
             window.attempt(window.record_gif)
-        lines = [summary_line(row) for row in summary(window.results)]
+        lines = [SUMMARY.format(**row) for row in summary(window.results)]
         print("\n".join(lines or ["no episode was flown to its end without help"]))
 
 
@@ -874,8 +874,7 @@ def headless(options):
             while not window.over:
                 window.step()
             row = window.results[-1]
-            line = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}".format(**row)
-            print(json.dumps(row) if options.json else line)
+            print(json.dumps(row) if options.json else EPISODE.format(**row))
     if options.png:
         window.draw()
     if window.notice_for:  # a picture that could not be drawn
@@ -889,7 +888,7 @@ def headless(options):
         raise ValueError(f"cannot save: {error}") from None
     for row in summary(window.results):
         if options.json or row["episodes"] > 1:
-            print(json.dumps({"summary": True} | row) if options.json else summary_line(row))
+            print(json.dumps({"summary": True} | row) if options.json else SUMMARY.format(**row))
 
 
 # ---------------------------------------------------------------------------------------------------- command line
