@@ -90,7 +90,6 @@ def step_of(path):
 
 # ---------------------------------------------------------------------------------------------------- the player
 
-
 LEFT, RIGHT, UP, DOWN = ARROWS = pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN
 
 
@@ -246,6 +245,8 @@ SUMMARY = ("{episodes} episodes: return {mean:.1f} ± {std:.1f} (min {min:.1f}, 
 BACK, FIELD, LINE = (30, 32, 35), (42, 45, 49), (78, 83, 89)
 TEXT, DIM = (228, 229, 231), (158, 163, 170)
 ORANGE, BLUE, YELLOW = (230, 159, 0), (86, 180, 233), (240, 228, 66)  # Okabe and Ito: distinct for colour-blind eyes
+ANGLES, VELOCITIES = (-np.pi, np.pi), (-8, 8)  # on the map of the pendulum's policy
+font = functools.lru_cache(functools.partial(pygame.font.Font, None))  # of a height in pixels
 
 
 def split(rect, sizes, across=False):
@@ -264,9 +265,6 @@ def table(rect, n):
     """The Rects of `n` cells in two columns, the left one first."""
     return [cell for column in split(rect, [None, None], across=True)
             for cell in split(column.inflate(-10, 0), [None] * -(-n // 2))]
-
-
-font = functools.lru_cache(functools.partial(pygame.font.Font, None))  # of a height in pixels
 
 
 def text(surface, rect, string, px, color=TEXT, align=0.0):
@@ -328,9 +326,6 @@ def draw_gauges(surface, rect, player, act, helped, px):
 def draw_observation(surface, rect, player, px):
     for cell, name, value in zip(table(rect, len(player.trail[0])), player.known.observations, player.trail[-1]):
         text_pair(surface, cell, name, f"{value:+.2f}", px)
-
-
-ANGLES, VELOCITIES = (-np.pi, np.pi), (-8, 8)  # of the pendulum
 
 
 @functools.lru_cache(2)
