@@ -537,10 +537,10 @@ class Window:
         run, under_way = read_run(path), path.is_dir() and time.time() - path.stat().st_mtime < 60
         follow = self.options.live or (under_way and not self.options.headless)
         if run:
-            self.show(run.policies[max(run.policies) if follow else run.best])
+            self.show(run.policies[max(run.policies) if follow else run.best], follow)
         elif self.player or self.options.headless or not self.options.live:
             raise ValueError(f"{path} is not the folder of a run, or has no policies yet")
-        self.path, self.run, self.follow = path, run, follow
+        self.path, self.run = path, run
         self.say(str(path))
 
     def show(self, path, follow=False):
