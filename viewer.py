@@ -634,8 +634,7 @@ class Window:
                 getattr(self, name)(*arguments)
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.show_help:
             self.show_help = False
-            clicked = help_cells(self.surface.get_rect(), self.px)[1]
-            for (_, action, _), cell in zip(KEYS, clicked):
+            for (_, action, _), cell in zip(KEYS, help_cells(self.surface.get_rect(), self.px)[1]):
                 if action and action[-1] != "show_help" and cell.collidepoint(event.pos):
                     getattr(self, action[0])(*action[1:])
         elif event.type == pygame.KEYUP:
