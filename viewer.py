@@ -354,14 +354,14 @@ def draw_map(surface, rect, player):
 
 def draw_panel(surface, rect, player, episode, show_map, px):
     """Return, critic, reward, action, observation and policy map of a player, as many of them as there is room for."""
-    t, line, q, rewards = player.t, px + 4, player.predicted(), player.rewards
+    t, line, length = player.t, px + 4, player.limit if player.limit <= 400 else max(100, player.t)
     act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
-    length = player.limit if player.limit <= 400 else max(100, t)
-    plot = lambda *curves: lambda rect: draw_plot(surface, rect, curves, length, px)
+    q, rewards, realised = player.predicted(), player.rewards, player.realised() if player.over else []
     sections = [  # title, its color, text on its right, its color, height below it or None for a share, its drawing
         (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE, "realised, dashed" if player.over else "", BLUE,
-         None, plot((q, ORANGE, False), (player.realised() if player.over else [], BLUE, True))),
-        ("reward", DIM, f"{rewards[-1]:+.3f}" if t else "", TEXT, None, plot((rewards, BLUE, False))),
+         None, lambda rect: draw_plot(surface, rect, [(q, ORANGE, False), (realised, BLUE, True)], length, px)),
+        ("reward", DIM, f"{rewards[-1]:+.3f}" if t else "", TEXT,
+         None, lambda rect: draw_plot(surface, rect, [(rewards, BLUE, False)], length, px)),
         ("action", DIM, "yours" if helped else "", YELLOW,
          line * len(act), lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
         ("observation", DIM, "", TEXT,
