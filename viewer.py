@@ -632,17 +632,17 @@ class Window:
             possible = self.player or name in ("quit", "full_screen")
             if name and possible and not flying and (not repeated or name in REPEATING):
                 getattr(self, name)(*arguments)
-        elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.show_help:
-            self.show_help = False
-            for (_, action, _), cell in zip(KEYS, help_cells(self.surface.get_rect(), self.px)[1]):
-                if action and action[-1] != "show_help" and cell.collidepoint(event.pos):
-                    getattr(self, action[0])(*action[1:])
         elif event.type == pygame.KEYUP:
             self.held.discard(event.key)
         elif event.type == pygame.WINDOWFOCUSLOST:
             self.held.clear()  # their release goes elsewhere
         elif event.type == pygame.DROPFILE:
             self.open(event.file)
+        elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.show_help:
+            self.show_help = False
+            for (_, action, _), cell in zip(KEYS, help_cells(self.surface.get_rect(), self.px)[1]):
+                if action and action[-1] != "show_help" and cell.collidepoint(event.pos):
+                    getattr(self, action[0])(*action[1:])
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.player:
             pane = next((name for name, rect in self.panes().items() if rect.collidepoint(event.pos)), None)
             if pane == "bar":
