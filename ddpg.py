@@ -519,14 +519,19 @@ VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gy
 MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # which decide the last bits of a result
 
 
-def write(path, save):
-    """Replace a file by what `save(file)` writes, whole or not at all: a kill leaves the old file or the new one."""
+def write(path, save, previous=None):
+    """Replace a file by what `save(file)` writes, whole or not at all; the one before it is kept as `previous`, if named.
+
+    A kill at any moment leaves the old file or the new one.
+    """
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
             save(file)
             file.flush()
             os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -535,7 +540,7 @@ def write(path, save):
 def write_npz(path, arrays, **meta):
     """Write arrays and a text of JSON, uncompressed, which numpy alone can read; path: a path or an open file."""
     save = lambda file: np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
-    save(path) if isinstance(path, io.BytesIO) else write(Path(path), save)
+    save(path) if hasattr(path, "write") else write(Path(path), save)
 
 
 def read_npz(path):
@@ -954,12 +959,10 @@ def record(run, folder):
             del waiting[name]
         if state:
             arrays, meta = run.state()
-            write_npz(folder / "state.next.npz", arrays, **meta)
-            if (folder / "state.npz").exists():
-                os.replace(folder / "state.npz", folder / "state.previous.npz")
-            os.replace(folder / "state.next.npz", folder / "state.npz")
+            as_npz = lambda file: write_npz(file, arrays, **meta)
+            write(folder / "state.npz", as_npz, previous=folder / "state.previous.npz")
 
-    for path in [*folder.rglob("*.tmp"), folder / "state.next.npz"]:
+    for path in folder.rglob("*.tmp"):
         path.unlink(missing_ok=True)  # a killed run was writing it
     try:
         for _ in run:
@@ -1084,8 +1087,8 @@ def train_command(options, explicit):
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
     if options.resume:
-        folder, own = Path(options.resume), explicit.pop("env", None)
-        run = resume(folder, own, device, options.threads, **explicit)
+        folder = Path(options.resume)
+        run = resume(folder, device=device, threads=options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
         large = torch.cuda.is_available() and c.batch_size * max(c.hidden) >= 2**18  # the CPU is faster at small ones

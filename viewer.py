@@ -768,7 +768,8 @@ class Window:
         last = [row["return"] for row in self.results[-100:] if same.items() <= row.items()][-10:]
         record = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
         text_pair(self.surface, title, name, record if title.w > 40 * self.px else "", self.px, TEXT, DIM)
-        pygame.display.set_caption(name)
+        if pygame.display.get_init():
+            pygame.display.set_caption(name)
         speed = "max" if self.speed == SPEEDS[-1] else f"{self.speed:g}x"
         if self.seconds > 1:
             speed += f" ({self.steps / self.seconds / player.fps:.1f}x)"
