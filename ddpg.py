@@ -33,6 +33,7 @@ import io
 import json
 import math
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -117,6 +118,7 @@ class Config:
             if value is None:
                 value = {} if kind is dict else ALGOS[self.algo].get(f.name)
             value = tuple(value) if isinstance(value, list) else value  # as JSON has it
+            value = value.item() if isinstance(value, np.generic) else value
             object.__setattr__(self, f.name, value)
             if kind in (str, bool, dict, tuple) and not isinstance(value, kind):
                 raise UsageError(f"{f.name}: {value!r} is not a {kind.__name__}")
@@ -181,14 +183,14 @@ class ReplayBuffer:
 
         A time limit (`truncated`) ends the rewards but not the world: only `terminated` stops the bootstrapping.
         """
-        self.pending.append((obs, act, rew))
+        self.pending.append((np.concatenate([obs, act]), rew))  # a copy, as the caller may use the arrays again
         while self.pending and (len(self.pending) == self.n_step or terminated or truncated):
             n_step_return = 0.0
-            for _, _, r in reversed(self.pending):
+            for _, r in reversed(self.pending):
                 n_step_return = r + self.gamma * n_step_return
             discount = 0.0 if terminated else self.gamma ** len(self.pending)
-            first_obs, first_act, _ = self.pending.popleft()
-            row = np.concatenate([first_obs, first_act, [n_step_return], next_obs, [discount]], dtype=np.float32)
+            first, _ = self.pending.popleft()
+            row = np.concatenate([first, [n_step_return], next_obs, [discount]], dtype=np.float32)
             self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
 
@@ -254,8 +256,9 @@ class MLP(nn.Module):
 
     def faster_bmm(self, x):
         """The one of these two that is faster for a batch x (.., B, in). Autograd knows the first alone."""
-        large = x.shape[-2] * self.largest >= LARGE and x.is_cpu and not torch.is_grad_enabled() and has_large_bmm()
-        return large_bmm if large else bmm
+        rows = x.shape[-2]
+        large = rows * self.largest >= LARGE and rows >= 16 and x.is_cpu and not torch.is_grad_enabled()
+        return large_bmm if large and has_large_bmm() else bmm
 
     def forward(self, x, layers=None):
         """x (B, in) -> (n, B, out), by all the layers or by some of the networks' own."""
@@ -436,28 +439,41 @@ class Agent:
         self.updates = 0  # critic updates so far, which time the delayed ones
         self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q,
         self.measure_every = 10 * config.policy_delay  # updates, as measuring them takes longer than Adam
-        self.check_gradients()
+        self.check_networks()
+
+    def __setstate__(self, state):
+        """After copy.deepcopy or pickle, which part a network's vector from its layers."""
+        vars(self).update(state)
+        for network in self.actor, self.critic, self.actor_target, self.critic_target:
+            flatten(network)
 
     @torch.inference_mode()
-    def check_gradients(self):
-        """Raise ValueError if a network's `backward` or `slope` is not that of its `forward`: one was changed alone."""
+    def check_networks(self):
+        """Raise ValueError for other shapes, or a `backward` or `slope` that is not that of `forward`."""
         far = lambda n: torch.linspace(-300, 300, 8 * n, device=self.device).view(8, n)  # where tanh and relu bend
         obs, act = far(self.obs_dim), far(len(self.low)) / 300
-        for network, *inputs in (self.actor, obs), (self.critic, obs, act):
-            if isinstance(network, Autograd):
+        values = (self.config.n_critics, 8, 1)
+        for network, shape, *inputs in (self.actor, tuple(act.shape), obs), (self.critic, values, obs, act):
+            by_autograd = isinstance(network, Autograd)
+            name, given = type(network.network if by_autograd else network).__name__, tuple(network(*inputs).shape)
+            if given != shape:
+                raise ValueError(f"{name} makes {given} of a batch of 8, not {shape}")
+            if by_autograd:
                 continue
             found = []
             for n in Autograd(network), network:
                 n.backward(torch.ones_like(n(*inputs)))
                 found.append([network.flat.grad.clone(), *(n.slope(*inputs)[1:] if network is self.critic else ())])
             if any(not (a - b).norm() <= 1e-4 * a.norm() for a, b in zip(*found)):
-                raise ValueError(f"{type(network).__name__}.backward does not go with its forward: "
+                raise ValueError(f"{name}.backward does not go with its forward: "
                                  "mend it, or delete it, and autograd does its work")
 
     @torch.inference_mode()
     def policy(self, obs):
         """mu(obs) as arrays: obs (obs,) or (B, obs) -> (act,) or (B, act) in [-1, 1]."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        if obs.shape[-1:] != (self.obs_dim,):
+            raise ValueError(f"obs {tuple(obs.shape)} is not ({self.obs_dim},) or (B, {self.obs_dim})")
         return self.actor(obs.reshape(-1, self.obs_dim)).view(*obs.shape[:-1], -1).cpu().numpy()
 
     def to_env(self, act):
@@ -520,9 +536,9 @@ MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # which d
 
 
 def write(path, save, previous=None):
-    """Replace a file by what `save(file)` writes, whole or not at all; the one before it is kept as `previous`, if named.
+    """Replace a file by what `save(file)` writes, whole or not at all: a kill leaves the old file or the new one.
 
-    A kill at any moment leaves the old file or the new one.
+    previous: the path under which the old one is kept.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -582,8 +598,10 @@ def load(path, device="cpu"):
             raise ValueError("its arrays are not those of its networks")
         agent = Agent(meta["obs_dim"], *bounds, config, device)
         agent.networks.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
-        if not all(network.flat.isfinite().all() for network in (agent.actor, agent.critic)):
-            raise ValueError("its numbers are not finite")
+        for network, target in (agent.actor, agent.actor_target), (agent.critic, agent.critic_target):
+            target.flat.copy_(network.flat)
+            if not target.flat.isfinite().all():
+                raise ValueError("its numbers are not finite")
     except Exception as error:  # whatever a file made for mischief provokes
         lacks = "it lacks " * isinstance(error, KeyError)
         raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
@@ -617,7 +635,9 @@ def env_makers(config, env=None):
     except Exception as error:  # whatever importing and making it may raise
         if "ox2" in str(error) and sys.version_info >= (3, 14):
             hint = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13"
-        raise UsageError(f"cannot make {config.env}: {one_line(error)}{hint}") from error
+        if isinstance(env, gym.Env):
+            hint = "\nevaluation needs a copy of it: pass a function that makes it instead"
+        raise UsageError(f"cannot make {config.env}: {type(error).__name__}: {one_line(error)}{hint}") from error
 
     def problems():
         actions = probe.action_space
@@ -639,6 +659,8 @@ def env_makers(config, env=None):
 
     for problem in problems():
         raise UsageError(f"{config.env}: {problem}")
+    if not isinstance(env, gym.Env):
+        probe.close()
     return makers
 
 
@@ -654,6 +676,7 @@ def env_maker_of(policy, **changes):
     make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | changes))[1]
     env = make_env()
     shapes = [int(np.prod(space.shape)) for space in (env.observation_space, env.action_space)]
+    env.close()
     if shapes != [policy.obs_dim, len(policy.low)]:
         raise UsageError(f"{path} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
                          f"this environment has {shapes[0]} and {shapes[1]}")
@@ -666,17 +689,18 @@ class Episode:
     LONGEST = 100_000  # steps, for environments that declare no limit of their own
 
     def __init__(self, env, seed):
-        self.env, self.seed, self.space = env, seed, env.action_space
+        self.env, self.seed, self.space = env, int(seed), env.action_space
         self.size = int(np.prod(env.observation_space.shape))
         self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
-        obs, _ = self.call(env.reset, seed=seed)
+        obs, _ = self.call(env.reset, seed=self.seed, returns=2)
         self.obs = self.checked("observation", obs, np.float32, self.size)
 
     def step(self, action):
         """action (act,) in the environment's units -> rew, next_obs (obs,), terminated, truncated."""
         action = self.checked("action", action, self.space.dtype, action.size).reshape(self.space.shape)
         self.length += 1
-        obs, rew, terminated, truncated, _ = self.call(self.env.step, action.clip(self.space.low, self.space.high))
+        action.clip(self.space.low, self.space.high, out=action)
+        obs, rew, terminated, truncated, _ = self.call(self.env.step, action, returns=5)
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
@@ -685,9 +709,12 @@ class Episode:
             raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, bool(truncated)
 
-    def call(self, method, *args, **kwargs):
+    def call(self, method, *args, returns=None, **kwargs):
         try:
-            return method(*args, **kwargs)
+            result = method(*args, **kwargs)
+            if returns and len(result) != returns:
+                raise TypeError(f"{method.__name__} returned {len(result)} things instead of {returns}")
+            return result
         except Exception as error:  # the traceback will show what is the matter with the user's own environment
             raise self.error(f"{type(error).__name__}: {error}") from error
 
@@ -733,7 +760,7 @@ def summary(returns, lengths):
 SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
 TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
 CONFIRM_EPISODES = TEST_EPISODES = 100
-KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "reported", "tables"  # of a Training, in its state
+KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "reported", "tables"  # in a state of Training
 
 
 def tune(threads):
@@ -759,8 +786,9 @@ class Training:
         if isinstance(env, str):
             config, env = replace(config, env=env), None
         if env is not None:  # what its files will say
-            spec = getattr(env, "spec", None)
-            config = replace(config, env=spec.id if spec else getattr(env, "__name__", type(env).__name__))
+            spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
+            plain = spec and spec == gym.registry.get(spec.id)  # else with arguments, wrappers or a limit of its own
+            config = replace(config, env=spec.id if plain else getattr(env, "__name__", type(bare).__name__))
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env = env_makers(config, env)
         self.rng = np.random.default_rng(config.seed)
@@ -913,7 +941,7 @@ def new_folder(folder):
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty: if it is a run, go on with --resume {folder},\n"
+            raise UsageError(f"{folder} is not empty: if it is a run, go on with --resume {shlex.quote(str(folder))},\n"
                              "or choose another --seed or --out")
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
@@ -937,7 +965,7 @@ def lock(folder):
 
 
 def record(run, folder):
-    """Iterate over a Training and keep its folder. However the iteration ends, the state to go on from is saved.
+    """Iterate over a Training and keep its folder. When the iteration ends between two steps, the state is saved.
 
     A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
     """
@@ -1063,6 +1091,8 @@ def parse(argv):
     if unknown:
         near = difflib.get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
         refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {name}?" for name in near))
+    if "" in (options.eval, options.resume, options.out):
+        refuse("--eval, --resume and --out need a name")
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)}
     if options.eval and (fixed := explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}):
         refuse(f"--eval goes with the policy's own configuration, without {', '.join(sorted(fixed))}")
@@ -1077,7 +1107,7 @@ def print_test(policy, make_env, options, **more):
     result |= summary(*evaluate(policy, make_env, range(options.episodes)))
     print(json.dumps(result) if options.json else
           "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test episodes "
-          "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})".format(**result))
+          "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})".format(**result), flush=True)
 
 
 def train_command(options, explicit):
@@ -1096,6 +1126,7 @@ def train_command(options, explicit):
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
     c, quiet, signals, first = run.config, options.quiet or options.json, [], run.step
+    named = shlex.quote(str(folder))
 
     def on_signal(number, frame):
         if signals:
@@ -1128,7 +1159,7 @@ def train_command(options, explicit):
         for number in signal.SIGINT, signal.SIGTERM:
             signal.signal(number, lambda number, frame: sys.exit(128 + number))
     if signals:
-        say(f"\nStopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {folder}")
+        say(f"\nStopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {named}")
         return 128 + signals[0]
     seconds = time.perf_counter() - run.started
     how = "Done" if run.solved is None else "Solved"
@@ -1136,13 +1167,13 @@ def train_command(options, explicit):
         say("It had come to its end before: more --total-steps go on, and --no-stop-when-solved if it was solved.")
     say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
-    named = f"{folder}" + f" --env {c.env}" * (":" in c.env)
+    named += f" --env {c.env}" * (":" in c.env)
     say(f"Next:\n  python ddpg.py --eval {named}" + f"\n  python viewer.py {named}" * viewer.exists())
 
 
 def watch(steps):
     """Pass the steps of a training on, with a line per evaluation and, on a terminal, a live status line under them."""
-    live, due, score = "\r\x1b[K" if sys.stdout.isatty() else "", 0.0, "-"
+    live, due, score = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else "", 0.0, "-"
     for run in steps:
         now, total, row = time.perf_counter(), run.config.total_steps, run.evaluation
         if row or (live and now >= due):
@@ -1163,6 +1194,8 @@ def watch(steps):
 def main(argv=None):
     """The command line -> its exit code: 0 finished, 1 failed, 2 refused to start, 130 or 143 stopped by a signal."""
     gym.logger.min_level = gym.logger.ERROR  # its advice on old versions comes as an error too
+    with suppress(AttributeError, OSError):  # where stdout is closed or no file
+        sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
         options, explicit = parse(argv)
         sys.path.append(os.getcwd())  # where the module of --env module:Id may be
@@ -1177,6 +1210,9 @@ def main(argv=None):
             traceback.print_exception(error.__cause__)
         print(f"ddpg.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:  # nobody reads any more what it prints; all is saved
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except OSError as error:
         print(f"ddpg.py: cannot save: {error}", file=sys.stderr)
         return 1

@@ -4,6 +4,7 @@
     python -m pytest -m slow         learning on several seeds, minutes
 """
 
+import copy
 import fcntl
 import io
 import itertools
@@ -619,6 +620,61 @@ def test_large_products_of_any_shape(n):
             assert product.shape == exact.shape and (product - exact).abs().max() < 1e-4
 
 
+def test_wide_networks_with_scaled_observations_pass_their_own_check():
+    Agent(8, [-1, -1], [1, 1], Config(hidden=(1024, 1024), obs_scale=(0.003,) * 8, seed=20, algo="td3"))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))], ids=["deepcopy", "pickle"])
+def test_a_copied_agent_learns_like_the_original(copied):
+    agent = Agent(3, [-2], [2], Config(hidden=(16, 16), algo="td3"))
+    agent.update(random_batch(agent))
+    copied_agent, before = copied(agent), agent.actor.flat.clone()
+    for step in range(4):
+        for learner in agent, copied_agent:
+            learner.update(random_batch(agent, seed=step))
+    for name, tensor in agent.tensors().items():
+        assert torch.equal(tensor, copied_agent.tensors()[name]), name
+    assert np.array_equal(agent.act(np.ones(3)), copied_agent.act(np.ones(3))) and not torch.equal(before, agent.actor.flat)
+
+
+def test_a_loaded_agent_learns_on_from_its_own_values(tmp_path):
+    agent = Agent(3, [-2], [2], Config(hidden=(16, 16)))
+    for network in agent.actor, agent.critic:
+        network.flat.normal_()
+    agent.save(tmp_path / "policy.npz", env="Pendulum-v1", step=1)
+    loaded = load(tmp_path / "policy.npz")
+    for name in "actor", "critic":
+        assert torch.equal(getattr(agent, name).flat, getattr(loaded, name).flat)
+        assert torch.equal(getattr(agent, name).flat, getattr(loaded, name + "_target").flat)
+
+
+@pytest.mark.parametrize("name, kind", [
+    ("Critic", lambda obs_dim, act_dim, config: Of(lambda obs, act: obs[:, :1])),
+    ("Critic", lambda obs_dim, act_dim, config: Of(lambda obs, act: obs[:, None, :1])),
+    ("Actor", lambda obs_dim, act_dim, config: Of(lambda obs: obs[0, :1])),
+])
+def test_networks_of_another_shape_are_refused(name, kind, monkeypatch):
+    monkeypatch.setattr(ddpg, name, kind)
+    with pytest.raises(ValueError, match="Of makes .* of a batch of 8"):
+        Agent(3, [-1], [1], Config(**SMALL))
+
+
+class Of(torch.nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.weight = function, torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, *inputs):
+        return self.function(*inputs) * self.weight
+
+
+def test_observations_of_another_shape_are_refused():
+    agent = Agent(4, [-1], [1], Config(**SMALL))
+    for obs in np.zeros(8), np.zeros((2, 3)), 1.0, np.zeros((4, 1)):
+        with pytest.raises(ValueError, match=r"is not \(4,\) or \(B, 4\)"):
+            agent.act(obs)
+
+
 @pytest.mark.parametrize("kind, forward", [
     (ddpg.Actor, lambda self, obs: super(ddpg.Actor, self).__getattr__("net")(obs)[0].sigmoid()),
     (ddpg.Actor, lambda self, obs: setattr(self, "act", self.net(obs)[0].sin()) or self.act),
@@ -655,6 +711,69 @@ def test_no_episode_serves_two_of_training_selection_and_test(tmp_path, monkeypa
     count = lambda low, high: len({s for s in seeds if low <= s < high})
     assert count(0, 100) == 100 and count(10**6, 10**6 + 100) == 100 and count(2**31, 2**32) >= 50
     assert len(set(seeds)) == 200 + count(2**31, 2**32)  # and none besides
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert Config(seed=np.int64(3), gamma=np.float64(0.9)) == Config(seed=3, gamma=0.9)
+    agent = Agent(2, [-1], [1], Config(**SMALL))
+    assert evaluate(agent, Toy, np.arange(2))[0].tolist() == [10, 10]
+
+
+def test_the_replay_keeps_copies():
+    buffer, obs = ReplayBuffer(10, 1, 1, n_step=2), np.zeros(1, np.float32)
+    for t in range(3):
+        obs[0] = t
+        buffer.add(obs, obs, 1.0, obs + 1, False, t == 2)
+    assert buffer.rows[:3, 0].tolist() == [0, 1, 2] == buffer.rows[:3, 1].tolist()
+
+
+def test_an_object_unlike_its_id_is_not_filed_under_it(tmp_path, capsys):
+    config = Config(**SMALL | dict(eval_every=60), eval_episodes=1, total_steps=60)
+    for name, env in {
+        "arguments": gym.make("Pendulum-v1", g=1.0), "wrapped": gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda r: -r),
+        "limit": gym.make("Pendulum-v1", max_episode_steps=50),
+    }.items():
+        train(config, env, out=tmp_path / name)
+        assert load(tmp_path / name).meta["env"] == "PendulumEnv"
+        assert ddpg.main(["--eval", str(tmp_path / name)]) == 2 == ddpg.main(["--resume", str(tmp_path / name), "--total-steps", "90"])
+        assert "PendulumEnv" in capsys.readouterr().err
+    train(config, gym.make("Pendulum-v1"), out=tmp_path / "plain")
+    assert ddpg.main(["--eval", str(tmp_path / "plain"), "--episodes", "1"]) == 0
+
+
+@pytest.mark.parametrize("returned, words", [
+    (dict(reset=lambda **kw: [0.0, 0.0, 0.0]), "returned 3 things instead of 2"),
+    (dict(step=lambda action: ([0.0, 0.0], 1.0, False, {})), "returned 4 things instead of 5"),
+    (dict(step=lambda action: None), "no len"),
+])
+def test_an_environment_of_the_old_kind_is_named(returned, words):
+    env = Toy()
+    vars(env).update(returned)
+    with pytest.raises(ddpg.EnvError, match=f"(?s){words}.*with seed"):
+        run_for(Config(**SMALL, total_steps=20), env)
+
+
+def test_an_object_that_cannot_be_copied_is_told_what_to_do():
+    env = Toy()
+    env.clock = (i for i in ())
+    with pytest.raises(UsageError, match="pass a function that makes it"):
+        Training(Config(**SMALL | dict(eval_every=10)), env)
+
+
+def test_environments_made_to_look_at_are_closed():
+    class Counted(Toy):
+        def __init__(self):
+            super().__init__()
+            alive.append(self)
+
+        def close(self):
+            alive.remove(self)
+
+    alive = []
+    makers = ddpg.env_makers(Config(), Counted)
+    assert len(alive) == 2  # by which it was seen that it makes a new one each time
+    makers[0]().close()
+    assert len(alive) == 2
 
 
 def test_evaluations_of_different_lengths_keep_their_order_and_open_few_environments():
@@ -1383,7 +1502,7 @@ def test_the_readme_runs_a_policy_with_numpy_alone(tmp_path, monkeypatch):
     ("--env toys:Unbounded-v0", "unbounded"), ("--env toys:Pixels-v0", "images"), ("--env toys:Endless-v0", "--max-episode-steps"),
     ("--env toys:Dict-v0", "Box"), ("--env toys:Raises-v0", "out of order"), ("--env toys:Endless", "--env toys:Endless-v0"),
     ("--threads 0", "1 to 256"), ("--env-kwargs {", "JSON"), ("--seed -1", "2,147,483,647"), ("--resume .", "not the folder of a run"),
-    ("--eval .", "not the folder of a run"),
+    ("--eval .", "not the folder of a run"), ("--eval=", "need a name"), ("--resume=", "need a name"), ("--out=", "need a name"),
 ])
 def test_bad_input_exits_2_with_a_word_on_what_to_do_and_writes_nothing(tmp_path, monkeypatch, capsys, arguments, words):
     if "cuda" in arguments and torch.cuda.is_available():
@@ -1514,6 +1633,33 @@ def test_a_signal_ends_the_final_test_too(tmp_path, number, code):
     time.sleep(0.2)
     os.kill(pid, number)
     assert exit_code(pid) == code and "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_printing_never_fails_a_run(tmp_path, monkeypatch):
+    path = make_policy(tmp_path / "policy.npz")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed := io.BytesIO(), "ascii"))
+    assert ddpg.main(["--eval", str(path), "--episodes", "1"]) == 0
+    sys.stdout.flush()
+    assert b" ? 0.0 over 1 test episodes" in printed.getvalue()
+    monkeypatch.setattr(sys, "stdout", None)  # as in a process without a terminal
+    assert ddpg.main([*QUICK, "--out", str(tmp_path / "a b")]) == 0
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def nobody_reads():
+        os.dup2(writer, 1)
+        sys.stdout = open(1, "w", closefd=False)
+        return ddpg.main([*QUICK, "--quiet", "--out", str(tmp_path / "c")])
+
+    assert exit_code(in_a_child(nobody_reads, errors=tmp_path / "errors")) == 1
+    assert not (tmp_path / "errors").read_text() and (tmp_path / "c" / "state.npz").exists()
+
+
+def test_commands_to_copy_are_quoted(tmp_path):
+    folder = tmp_path / "a b"
+    printed = command(*QUICK, "--out", folder).stdout
+    assert f"--eval '{folder}'" in printed and f"viewer.py '{folder}'" in printed
+    assert f"--resume '{folder}'" in command(*QUICK, "--out", folder).stderr
 
 
 def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
@@ -1676,7 +1822,7 @@ def test_the_same_return_however_it_is_shown(env, kwargs, tmp_path):
         assert window.player.episode.ret == returns[0]
     for _ in range(30):
         window.step_by(-1)
-    assert not window.player.over and not window.results and window.player.t == bare_length(bare, 3) - 30
+    assert not window.player.over and window.player.t == bare_length(bare, 3) - 30
     window.draw()
     for _ in range(30):
         window.step_by(1)
@@ -1729,10 +1875,148 @@ def test_exhaust_does_not_pile_up(tmp_path):
 
 
 def test_summary_leaves_assisted_episodes_out():
-    rows = [dict(policy="p", train_step=1, seed=i, deterministic=True, assisted=i == 2, length=9, **{"return": float(i)})
-            for i in (0, 1, 2, 1, 1)]  # seen three times, it is still one episode
-    (result,) = viewer.summary(rows)
+    results = {("p", 1, False, i == 2, i): dict(policy="p", train_step=1, deterministic=True, length=9, **{"return": float(i)})
+               for i in (0, 1, 2)}
+    (result,) = viewer.summary(results)
     assert result["episodes"] == 2 and result["mean"] == 0.5 and result["max"] == 1
+
+
+def test_an_episode_seen_again_is_still_one(run):
+    w = open_window(run)
+    w.pin()  # the same policy twice
+    for _ in range(3):
+        finish(w)
+        w.restart()
+    assert len(w.results) == 1 and "last 1: " in " ".join(words_on(w))
+    finish(w)
+    w.player.seek(190)
+    w.player.step(np.ones(1))
+    finish(w)
+    assert [row["assisted"] for row in w.results.values()] == [False, True]
+
+
+def words_on(window):
+    """What a window shows, in words."""
+    written, real = [], viewer.text
+    try:
+        viewer.text = lambda surface, rect, string, *args: (written.append(string), real(surface, rect, string, *args))[1]
+        window.draw()
+    finally:
+        viewer.text = real
+    return written
+
+
+def test_a_seed_that_the_environment_refuses_leaves_the_episode_flying(run, monkeypatch):
+    class Picky(ddpg.Episode):
+        def __init__(self, env, seed):
+            if seed == 1:
+                raise ddpg.EnvError("seed 1 is refused")
+            super().__init__(env, seed)
+
+    monkeypatch.setattr(ddpg, "Episode", Picky)
+    w = open_window(run)
+    for _ in range(20):
+        w.step()
+    press(w, pygame.K_n, "n")
+    assert "refused" in w.notice and w.seed == 0 == w.player.seed and w.player.t == 20
+    finish(w)
+    assert [row["seed"] for row in w.results.values()] == [0]
+
+
+def test_environments_are_closed(run, monkeypatch):
+    alive, make = [], gym.make
+
+    def counted(*args, **kwargs):
+        env = make(*args, **kwargs)
+        close = env.close
+        alive.append(env)
+        env.close = lambda: (close(), env in alive and alive.remove(env))
+        return env
+
+    monkeypatch.setattr(gym, "make", counted)
+    w = open_window(run)
+    most = len(alive)
+    for _ in range(3):
+        w.choose("first")
+        w.choose("newest")
+        w.pin()
+        w.restart()
+        w.pin()
+    assert len(alive) == most < 3
+
+
+def test_a_key_held_does_not_pile_up(run):
+    w = open_window(run)
+    for _ in range(50):
+        w.step()
+    pygame.event.clear()
+    for _ in range(9):  # while one step back took as long as nine repetitions
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_COMMA, unicode=",", mod=0))
+    w.update = lambda dt: w.quit()
+    w.loop()
+    assert w.player.t == 48  # the press itself, and one repetition
+
+
+def test_pushing_is_not_flying(run):
+    w = open_window(run)
+    w.step(None, (0.3, 0.0))
+    assert w.player.assisted and "yours" not in words_on(w)
+    w.step(np.ones(1))
+    assert "yours" in words_on(w)
+
+
+def test_a_picture_that_fails_is_not_drawn_again_and_again(run, monkeypatch):
+    w = open_window(run)
+    monkeypatch.setattr(viewer.Player, "frame", lambda player: 1 / 0)
+    w.paused = True
+    w.draw()
+    assert "division" in w.notice and not w.dirty
+
+
+def test_frames_of_any_shape(run, monkeypatch):
+    w, frames = open_window(run, size=(320, 240)), {}
+    w.pin()
+    render = lambda player: frames[player is w.pinned]
+    for frames[False], frames[True] in itertools.product([np.zeros(shape, np.uint8) for shape in ((900, 90, 3), (90, 900, 4))], repeat=2):
+        monkeypatch.setattr(viewer.ddpg.Episode, "call", lambda episode, method: render(next(p for p in w.players if p.episode is episode)))
+        for player in w.players:
+            player.picture = None
+        w.notice_for = 0
+        assert f"{w.player.episode.ret:.1f}" in " ".join(words_on(w)) and w.notice_for == 0, w.notice
+    for frames[False] in np.zeros((90, 90)), None:
+        w.player.picture = None
+        w.draw()
+        assert "not of (height, width, 3)" in w.notice
+
+
+def test_as_much_of_an_observation_as_there_is_room_for(tmp_path):
+    for size in (1000, 640), (2560, 1440):
+        w = open_window(make_policy(tmp_path / "walker.npz", "BipedalWalker-v3", dims=(24, [-1.0] * 4, [1.0] * 4)), size=size)
+        words = words_on(w)
+        assert {"o0", "o5", "a0", "a3", "observation", "critic's Q"} <= set(words) and ("o23" in words or "12 of 24" in words)
+
+
+def test_a_long_episode_is_drawn_as_fast_as_a_short_one(monkeypatch):
+    lines, surface = [], pygame.Surface((300, 100))
+    monkeypatch.setattr(pygame.draw, "line", lambda *args: lines.append(args))
+    viewer.draw_plot(surface, surface.get_rect(), [(np.sin(np.arange(100_000)).tolist(), viewer.BLUE, False)], 100_000, 14)
+    assert 100 < len(lines) < 3_000 and max(max(b) for *_, b, _ in lines[1:]) > 200
+
+
+def test_a_film_keeps_its_shape_and_adds_nothing_after_the_end(run):
+    w = open_window(run)
+    finish(w)
+    w.player.seek(198)
+    w.record_gif()
+    for _ in range(12):
+        w.step_by(1)
+    assert w.film.durations == [50, 1500]
+    before = w.film.frames[0].size
+    w.surface = pygame.display.set_mode((400, 640), pygame.RESIZABLE)
+    w.draw()
+    w.film.add(w.surface, False)
+    last = np.asarray(w.film.frames[-1].convert("RGB"))
+    assert w.film.frames[-1].size == before and not last[:, :150].any() and not last[:, -150:].any() and last[:, 250:390].any()
 
 
 # ------------------------------------------------------------------------------------- the window
@@ -1886,7 +2170,7 @@ def test_flying_and_pushing(run):
     w.update(0.04)
     assert not w.player.tape[-1][2]
     finish(w)
-    assert w.results[-1]["assisted"] and not list(viewer.summary(w.results))
+    assert list(w.results.values())[-1]["assisted"] and not list(viewer.summary(w.results))
 
 
 def test_timeline(run):
@@ -1950,15 +2234,9 @@ def test_live_follow(run):
     press(w, pygame.K_END)
     assert w.follow and step_shown(w) == 3500
     w.noisy = False
-    w.results = [dict(policy=str(run / "last.npz"), train_step=step, deterministic=True, assisted=False, **{"return": value})
-                 for step, value in ((3000, -1.0), (3500, -2.0))]
-    written = []
-    viewer_text = viewer.text
-    try:
-        viewer.text = lambda surface, rect, string, *args: (written.append(string), viewer_text(surface, rect, string, *args))[1]
-        w.draw()
-    finally:
-        viewer.text = viewer_text
+    w.results = {(str(run / "last.npz"), step, False, False, 0): {"return": value} for step, value in ((3000, -1.0), (3500, -2.0))}
+    written = words_on(w)
+    assert any("LIVE" in words for words in written)
     assert "last 1: -2.0 ± 0.0" in written  # of the policy that flies, not of the file that held another one before
     os.utime(run)  # a training has just written to it: a window follows that, a film of it does not
     assert open_window(run).follow and not open_window(run, "--headless").follow
@@ -2053,7 +2331,7 @@ def test_a_film_of_two_ends_with_the_longer_one(tmp_path, monkeypatch):
     lengths = [player.t for player in w.players]
     assert lengths[0] != lengths[1] and len(w.film.frames) == -(-max(lengths) // 2)
     assert w.film.durations == [40] * (len(w.film.frames) - 1) + [1500]
-    assert [row["length"] for row in w.results] == sorted(lengths)
+    assert [row["length"] for row in w.results.values()] == sorted(lengths)
 
 
 def test_closing_an_environment_leaves_the_window_open(run):
@@ -2102,7 +2380,11 @@ def test_png_and_gif(tmp_path, capsys, monkeypatch):
     film = Image.open(tmp_path / "a.gif")
     assert film.size[0] == 640 and abs(film.n_frames - json.loads(headless.splitlines()[0])["length"] / 2) <= 2
     assert film.info["duration"] == 40
-    assert "cannot save" in refused(capsys, path, "--png", tmp_path / "no" / "a.png")
+    for flag, bad in itertools.product(("--png", "--gif"), (tmp_path / "no" / "a.png", tmp_path, "")):
+        assert "cannot save" in refused(capsys, path, flag, bad)
+    assert "at least 1" in refused(capsys, path, "--tour", 0)
+    assert viewer.main([str(path), "--episodes", "1", "--png", str(tmp_path / "picture"), "--gif", str(tmp_path / "film")]) == 0
+    assert Image.open(tmp_path / "picture").format == "PNG" and Image.open(tmp_path / "film").format == "GIF"
     monkeypatch.setattr(viewer.Player, "frame", lambda player: 1 / 0)
     for flag in "--png", "--gif":
         assert "division by zero" in refused(capsys, path, flag, tmp_path / "b")

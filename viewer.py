@@ -125,11 +125,12 @@ def push(env, right, up):
 class Player:
     """Plays episodes of one policy and can go back in them: environment, seed, tape of the actions, statistics.
 
-    policy: from ddpg.load. env: the id to use instead of the policy's own. results: a list to add finished episodes to.
+    policy: from ddpg.load. env: the id to use instead of the policy's own. results: a dict to add finished episodes to,
+    in which the same one counts once, however often it is flown.
     """
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
-        self.policy, self.noisy, self.results = policy, noisy, [] if results is None else results
+        self.policy, self.noisy, self.results = policy, noisy, {} if results is None else results
         self.env_id, self.train_step = env or policy.meta["env"], policy.meta["step"]
         changes = {"env": env} if env else {}
         self.make_env = ddpg.env_maker_of(policy, **changes)
@@ -148,34 +149,31 @@ class Player:
 
     def start(self, seed):
         """Begin the episode of a seed."""
-        self.seed, self.row = seed, None
-        self.seek(0)
-        self.tape = []  # of (act in [-1, 1], push or None, assisted), one for each step
+        self.seek(0, seed)
+        self.tape = []  # of (act in [-1, 1], push or None, whether the act was the user's), one for each step
         self.noise = ddpg.Noise(len(self.policy.low), self.policy.config.noise_theta, np.random.default_rng(seed))
 
-    def seek(self, t):
+    def seek(self, t, seed=None):
         """Go to step t of the tape, from the start: an environment cannot be set back, but it can be repeated."""
-        self.env.unwrapped.screen = None  # or closing it would close our window: it calls pygame.quit()
-        self.env.close()
-        self.env = self.make_env()  # made afresh, as reset does not undo everything everywhere
-        self.episode = ddpg.Episode(self.env, self.seed)
-        if self.row:
-            self.results.remove(self.row)  # it will end again
-        self.t, self.over, self.assisted, self.row, self.picture = 0, False, False, None, None
+        env = self.make_env()  # made afresh, as reset does not undo everything everywhere
+        episode = ddpg.Episode(env, self.seed if seed is None else seed)  # what fails here leaves the old one flying
+        self.close()
+        self.env, self.episode, self.seed = env, episode, episode.seed
+        self.t, self.over, self.assisted, self.picture = 0, False, False, None
         self.rewards, self.trail, self.values = [], [self.episode.obs], []
         while self.t < t:
             self.step()
 
     def step(self, act=None, push_by=None):
         """One step: by the user's act, in [-1, 1], or push; else as on the tape; else as the policy says."""
-        assisted = act is not None or push_by is not None
-        if assisted or self.t == len(self.tape):
+        helped = act is not None
+        if helped or push_by is not None or self.t == len(self.tape):
             if act is None:
                 act = self.policy.policy(self.episode.obs)
                 if self.noisy:
                     act = act + self.noise(self.policy.config.noise_sigma)
-            self.tape[self.t :] = [(act.clip(-1, 1), push_by, assisted)]
-        act, push_by, assisted = self.tape[self.t]
+            self.tape[self.t :] = [(act.clip(-1, 1), push_by, helped)]
+        act, push_by, helped = self.tape[self.t]
         env = self.env.unwrapped
         if push_by:
             push(env, *push_by)
@@ -184,20 +182,26 @@ class Player:
                 particle.ttl -= 0.15
             env._clean_particles(False)
         rew, obs, terminated, truncated = self.episode.step(self.policy.to_env(act))
-        self.t, self.picture, self.assisted = self.t + 1, None, self.assisted or assisted
+        self.t, self.picture, self.assisted = self.t + 1, None, self.assisted or helped or push_by is not None
         self.rewards.append(rew)
         self.trail.append(obs)
         self.over = terminated or truncated
         if self.over:
-            self.row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
-                        "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
-                        "deterministic": not self.noisy, "assisted": self.assisted}
-            self.results.append(self.row)
+            row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
+                   "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
+                   "deterministic": not self.noisy, "assisted": self.assisted}
+            self.results[row["policy"], self.train_step, self.noisy, self.assisted, self.seed] = row
+
+    def close(self):
+        self.env.unwrapped.screen = None  # or closing it would close our window: it calls pygame.quit()
+        self.env.close()
 
     def frame(self):
         """The picture of the present step, (height, width, 3) uint8."""
         if self.picture is None:
             frame = np.asarray(self.episode.call(self.env.render))
+            if frame.ndim != 3 or frame.shape[2] < 3:
+                raise ValueError(f"{self.env_id} draws pictures of {frame.shape}, not of (height, width, 3)")
             self.picture = np.ascontiguousarray(frame[:, :, :3], np.uint8)
         return self.picture
 
@@ -225,14 +229,14 @@ class Player:
 
 
 def summary(results):
-    """Statistics of the unassisted episodes, each counted once, a dict for each policy."""
+    """Statistics of the unassisted episodes, a dict for each policy."""
     groups = {}
-    for row in results:
-        if not row["assisted"]:
-            groups.setdefault((row["policy"], row["train_step"], row["deterministic"]), {})[row["seed"]] = row
-    for key, rows in groups.items():
-        numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
-        yield dict(zip(("policy", "train_step", "deterministic"), key)) | ddpg.summary(*numbers)
+    for (*group, assisted, _), row in results.items():
+        if not assisted:
+            groups.setdefault(tuple(group), []).append(row)
+    for rows in groups.values():
+        numbers = [np.array([row[name] for row in rows]) for name in ("return", "length")]
+        yield {name: rows[0][name] for name in ("policy", "train_step", "deterministic")} | ddpg.summary(*numbers)
 
 
 EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
@@ -296,7 +300,8 @@ def draw_plot(surface, rect, curves, length, px):
     if low < 0 < high:
         pygame.draw.line(surface, LINE, (inner.x, y_of(0)), (inner.right, y_of(0)))
     for values, color, dashed in curves:
-        points = [(inner.x + t / max(length - 1, 1) * inner.w, y_of(value)) for t, value in enumerate(values)]
+        shown = list(enumerate(values))[:: max(1, len(values) // 2_000)]
+        points = [(inner.x + t / max(length - 1, 1) * inner.w, y_of(value)) for t, value in shown]
         for a, b in zip(points, points[1:]):
             if not dashed or (a[0] - inner.x) % 12 < 7:
                 pygame.draw.line(surface, color, a, b, 2)
@@ -306,8 +311,8 @@ def draw_plot(surface, rect, curves, length, px):
 
 
 def draw_gauges(surface, rect, player, act, helped, px):
-    """Each action as a bar from the middle, with the zone hatched in which it does nothing."""
-    for i, (row, unit) in enumerate(zip(split(rect, [px + 4] * len(act)), act.tolist())):
+    """Each action, if there is room, as a bar from the middle, with the zone hatched in which it does nothing."""
+    for i, (row, unit) in enumerate(zip(split(rect, [px + 4] * round(rect.h / (px + 4))), act.tolist())):
         name, bar, value = split(row, [5 * px, None, 4 * px], across=True)
         text(surface, name.inflate(-4, -4), player.known.actions[i], px)
         text(surface, value.move(0, 2), f"{player.policy.to_env(act)[i]:+.2f}", px, TEXT, 1)
@@ -324,7 +329,8 @@ def draw_gauges(surface, rect, player, act, helped, px):
 
 
 def draw_observation(surface, rect, player, px):
-    for cell, name, value in zip(table(rect, len(player.trail[0])), player.known.observations, player.trail[-1]):
+    cells = table(rect, 2 * round(rect.h / (px + 4)))
+    for cell, name, value in zip(cells, player.known.observations, player.trail[-1]):
         text_pair(surface, cell, name, f"{value:+.2f}", px)
 
 
@@ -357,19 +363,21 @@ def draw_panel(surface, rect, player, episode, show_map, px):
     t, line, length = player.t, px + 4, player.limit if player.limit <= 400 else max(100, player.t)
     act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
     q, rewards, realised = player.predicted(), player.rewards, player.realised() if player.over else []
+    rect, size = rect.inflate(-16, -12), len(player.trail[0])
+    gauges = min(len(act), 6)
+    rows = min(-(-size // 2), max(1, rect.h // line - 10 - gauges))  # 10: the return, two plots, four titles
     sections = [  # title, its color, text on its right, its color, height below it or None for a share, its drawing
         (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE, "realised, dashed" if player.over else "", BLUE,
          None, lambda rect: draw_plot(surface, rect, [(q, ORANGE, False), (realised, BLUE, True)], length, px)),
         ("reward", DIM, f"{rewards[-1]:+.3f}" if t else "", TEXT,
          None, lambda rect: draw_plot(surface, rect, [(rewards, BLUE, False)], length, px)),
         ("action", DIM, "yours" if helped else "", YELLOW,
-         line * len(act), lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
-        ("observation", DIM, "", TEXT,
-         line * -(-len(player.trail[0]) // 2), lambda rect: draw_observation(surface, rect, player, px))]
+         line * gauges, lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
+        ("observation", DIM, f"{2 * rows} of {size}" if 2 * rows < size else "", DIM,
+         line * rows, lambda rect: draw_observation(surface, rect, player, px))]
     if show_map and player.known is KNOWN["Pendulum"]:
         sections.append(("torque over angle, velocity", DIM, "orange is +", ORANGE,
                          None, lambda rect: draw_map(surface, rect, player)))
-    rect = rect.inflate(-16, -12)
     least = lambda: 2 * line + sum(line + (2 * line if height is None else height) for *_, height, _ in sections)
     while sections and least() > rect.h:
         sections.pop()
@@ -389,7 +397,7 @@ def timeline_x(rect, run, step):
     return rect.x + 14 + step / last * (rect.w - 28)
 
 
-def draw_timeline(surface, rect, run, current, follow, px):
+def draw_timeline(surface, rect, run, current, px):
     """The evaluation curve of the run over its policies: the one flying as a ring, the best one as B."""
     surface.fill(FIELD, rect)
     x_of, base = functools.partial(timeline_x, rect, run), rect.bottom - 10
@@ -403,8 +411,6 @@ def draw_timeline(surface, rect, run, current, follow, px):
     if run.curve:
         text(surface, pygame.Rect(x_of(run.best) - px, base - 6 - px, 2 * px, px), "B", px, YELLOW, 0.5)
     pygame.draw.circle(surface, ORANGE, (x_of(current), base), px // 3 + 1, 3)
-    if follow:
-        text(surface, rect.inflate(-28, -8), "LIVE", px, ORANGE, 1)
 
 
 def help_cells(screen, px):
@@ -446,9 +452,10 @@ class Gif:
 
     def add(self, surface, last):
         w, h = surface.get_size()
-        size = self.frames[0].size if self.frames else (640, 640 * h // w)
-        data = pygame.image.tobytes(pygame.transform.smoothscale(surface, size), "RGB")
-        frame = self.image.frombytes("RGB", size, data)
+        picture = pygame.Surface(self.frames[0].size if self.frames else (640, 640 * h // w))
+        place = surface.get_rect().fit(picture.get_rect())  # the window's size may change
+        picture.blit(pygame.transform.smoothscale(surface, place.size), place)
+        frame = self.image.frombytes("RGB", picture.size, pygame.image.tobytes(picture, "RGB"))
         if not self.frames:  # one palette for all, so that only what moves takes space: the first colors and others
             self.palette = frame.quantize(128)
             others = [85 * channel for color in np.ndindex(4, 4, 4) for channel in color]
@@ -459,7 +466,8 @@ class Gif:
     def save(self):
         if not self.frames:
             raise ValueError("nothing was recorded")
-        self.frames[0].save(self.path, save_all=True, append_images=self.frames[1:], duration=self.durations, loop=0)
+        first, *others = self.frames
+        first.save(self.path, "GIF", save_all=True, append_images=others, duration=self.durations, loop=0)
 
 
 # ---------------------------------------------------------------------------------------------------- the window
@@ -507,7 +515,7 @@ class Window:
         self.path = self.run = self.player = self.pinned = self.film = None
         self.alive = self.show_panel = self.show_map = self.dirty = True  # dirty: the picture is no longer true
         self.paused = self.locked = self.follow = self.show_help = False
-        self.results, self.episode, self.speed, self.owed = [], 0, 1, 0.0  # steps that are due
+        self.results, self.episode, self.speed, self.owed = {}, 0, 1, 0.0  # steps that are due
         self.steps, self.seconds = 0, 0.0  # played at this speed, which tell how fast it really is
         self.held, self.grip, self.mouse = set(), None, (0, 0)  # keys down; (pane, where the mouse went down)
         self.notice, self.notice_for, self.poll_in = "", 0.0, 0.0
@@ -547,9 +555,11 @@ class Window:
         """Replay the same episode with the policy of another file, and then follow the newest one or not."""
         player = Player(ddpg.load(path), self.options.env, self.options.drawn, self.noisy, self.results)
         player.start(self.seed)  # what fails here leaves the old one flying
+        if self.player:
+            self.player.close()
         self.player, self.follow = player, follow
         if self.pinned and self.pinned.env_id != player.env_id:
-            self.pinned = None
+            self.pin()
         self.restart()
 
     # ---- what the key table does
@@ -569,11 +579,10 @@ class Window:
 
     def restart(self, by=0):
         """Begin the episode of the present seed, or of another one."""
-        self.seed += by
         for player in self.players:
             player.noisy = self.noisy
-            player.start(self.seed)
-        self.episode, self.owed, self.dirty = self.episode + 1, 0.0, True
+            player.start(self.seed + by)
+        self.seed, self.episode, self.owed, self.dirty = self.seed + by, self.episode + 1, 0.0, True
 
     def change_speed(self, by):
         self.speed = SPEEDS[int(np.clip(SPEEDS.index(self.speed) + by, 0, len(SPEEDS) - 1))] if by else 1
@@ -589,8 +598,11 @@ class Window:
         self.show(self.run.policies[found[0]], follow=which == "newest")
 
     def pin(self):
-        self.pinned = None if self.pinned else Player(self.player.policy, self.options.env, results=self.results)
-        if self.pinned:
+        old, self.pinned = self.pinned, None
+        if old:
+            old.close()
+        else:
+            self.pinned = Player(self.player.policy, self.options.env, results=self.results)
             self.restart()
             self.say(f"step {self.pinned.train_step:,} is pinned: now choose another")
 
@@ -718,6 +730,8 @@ class Window:
 
     def step(self, act=None, push_by=None):
         """One step of both, in lock-step; where one has ended, the other flies on."""
+        if self.over:
+            return
         for player in self.players:
             if not player.over:
                 player.step(act, push_by)
@@ -743,7 +757,7 @@ class Window:
 
     def draw(self):
         """The whole picture, from the present state and size."""
-        where, px, self.dirty = self.panes(), self.px, False
+        where, px = self.panes(), self.px
         self.surface.fill(BACK)
         if not self.player:
             text(self.surface, where["scene"], "waiting for the first policy ..", px, DIM, 0.5)
@@ -754,18 +768,18 @@ class Window:
             self.attempt(self.draw_scenes, where["scene"])
             if where["panel"].w:
                 draw_panel(self.surface, where["panel"], self.player, self.episode, self.show_map, px)
-            draw_timeline(self.surface, where["timeline"], self.run, self.player.train_step, self.follow, px)
+            draw_timeline(self.surface, where["timeline"], self.run, self.player.train_step, px)
         if self.notice_for > 0:
             draw_notice(self.surface, where["scene"], self.notice, px)
+        self.dirty = False
 
     def draw_lines(self, title, bar):
         """What is flying, and how."""
         player, config, score = self.player, self.player.policy.config, self.player.policy.meta.get("evaluation")
         name = f"{player.env_id}   {config.algo}   step {player.train_step:,}"
         name += "" if score is None else f"   eval {score:.1f}"
-        same = dict(policy=player.policy.meta["path"], train_step=player.train_step, deterministic=not self.noisy,
-                    assisted=False)
-        last = [row["return"] for row in self.results[-100:] if same.items() <= row.items()][-10:]
+        same = player.policy.meta["path"], player.train_step, self.noisy, False
+        last = [row["return"] for (*key, _), row in self.results.items() if tuple(key) == same][-10:]
         record = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
         text_pair(self.surface, title, name, record if title.w > 40 * self.px else "", self.px, TEXT, DIM)
         if pygame.display.get_init():
@@ -774,7 +788,7 @@ class Window:
         if self.seconds > 1:
             speed += f" ({self.steps / self.seconds / player.fps:.1f}x)"
         state = ["paused" if self.paused else speed, "noisy" if self.noisy else "deterministic",
-                 f"seed {self.seed}" + (" locked" if self.locked else "")]
+                 f"seed {self.seed}" + " locked" * self.locked, "LIVE" * self.follow]
         color = YELLOW if self.paused else TEXT
         text_pair(self.surface, bar, "   ".join(state), "H or click: all keys", self.px, color, DIM)
 
@@ -783,6 +797,7 @@ class Window:
         h, w = self.player.frame().shape[:2]
         px, parts = self.px + 4, split(rect, [None] * len(self.players), across=rect.w / w >= rect.h / h)
         for player, part, color in zip(self.players, parts, (ORANGE, BLUE)):
+            h, w = player.frame().shape[:2]
             place = pygame.Rect(0, 0, w, h).fit(part.inflate(-4, -4))
             scene = pygame.image.frombuffer(player.frame(), (w, h), "RGB")
             self.surface.blit(pygame.transform.smoothscale(scene, place.size), place)
@@ -790,8 +805,9 @@ class Window:
             if self.pinned:
                 caption += f"   step {player.train_step:,}" + "   pinned" * (player is self.pinned)
             if self.pinned or not self.panes()["panel"].w:
-                self.surface.fill(BACK, (*place.topleft, font(px).size(caption)[0] + 12, px + 4))
-                text(self.surface, place.move(6, 4), caption, px, color)
+                line = pygame.Rect(place.x + 6, place.y + 4, part.right - place.x - 12, px)
+                self.surface.fill(BACK, (*place.topleft, min(font(px).size(caption)[0], line.w) + 12, px + 4))
+                text(self.surface, line, caption, px, color)
         if self.grip and self.grip[0] == "scene":
             pygame.draw.line(self.surface, YELLOW, self.grip[1], self.mouse, 3)
             pygame.draw.circle(self.surface, YELLOW, self.mouse, 6)
@@ -802,7 +818,12 @@ class Window:
         pygame.key.set_repeat(350, 50)
         while self.alive:
             dt = clock.tick(60) / 1000
+            repeated = set()
             for event in pygame.event.get():
+                if event.type == pygame.KEYDOWN and event.key in self.held:
+                    if event.key in repeated:
+                        continue  # or what takes longer than the time to the next repetition would pile up
+                    repeated.add(event.key)
                 self.attempt(self.handle, event)
             self.attempt(self.update, dt)
             self.surface = pygame.display.get_surface()  # another one after a change of size
@@ -859,7 +880,7 @@ def headless(options):
     window = Window(pygame.Surface(SIZE), options)
     window.open(path)
     steps = [window.run.best] if options.tour is None else list(window.run.policies)
-    chosen = np.unique(np.linspace(0, len(steps) - 1, options.tour or len(steps)).round().astype(int))
+    chosen = np.linspace(0, len(steps) - 1, min(options.tour or 1, len(steps))).round().astype(int)
     if options.gif:
         window.film = Gif(options.gif, window.player.fps)
     window.episode, window.notice_for = 0, 0.0
@@ -868,7 +889,7 @@ def headless(options):
             window.show(file)
             while not window.over:
                 window.step()
-            row = window.results[-1]
+            row = list(window.results.values())[-1]
             print(json.dumps(row) if options.json else EPISODE.format(**row))
     if options.png:
         window.draw()
@@ -876,7 +897,8 @@ def headless(options):
         raise ValueError(window.notice)
     try:
         if options.png:
-            pygame.image.save(window.surface, options.png)
+            with open(options.png, "wb") as file:
+                pygame.image.save(window.surface, file, "png")
         if options.gif:
             window.film.save()
     except (OSError, pygame.error) as error:
@@ -906,10 +928,13 @@ def parse(argv):
     add("--json", action="store_true", help="without a window: lines of JSON")
     add("--png", metavar="FILE", help="save the picture at the end of the last episode")
     add("--gif", metavar="FILE", help="save a film of the episodes")
-    add("--tour", type=int, nargs="?", const=0, metavar="N", help="an episode per snapshot, or for N of them")
+    add("--tour", type=int, nargs="?", const=10**6, metavar="N", help="an episode per snapshot, or for N of them")
     options = parser.parse_args(argv)
-    if options.episodes is not None and options.episodes < 1 or options.tour is not None and options.tour < 0:
+    if any(n is not None and n < 1 for n in (options.episodes, options.tour)):
         refuse("--episodes and --tour must be at least 1")
+    for path in map(Path, filter(lambda file: file is not None, (options.png, options.gif))):
+        if path.is_dir() or not path.parent.is_dir():
+            refuse(f"cannot save a picture as {path}")
     short = bool(options.png or options.gif or options.tour is not None)
     options.headless = options.headless or options.json or short
     options.drawn = bool(options.png or options.gif or not options.headless)
