@@ -399,7 +399,10 @@ class Noise:
 
 
 class Adam:
-    """Adam (arXiv:1412.6980) on a network's one vector; what torch.optim wraps around it takes a second to import."""
+    """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel.
+
+    What torch.optim wraps around it takes most of a second to import, and longer than a small network's Adam to run.
+    """
 
     def __init__(self, network, lr):
         zeros = torch.zeros_like(network.flat)
@@ -1210,7 +1213,7 @@ def main(argv=None):
             traceback.print_exception(error.__cause__)
         print(f"ddpg.py: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:  # nobody reads any more what it prints; all is saved
+    except BrokenPipeError:  # nobody reads any more what it prints
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:

@@ -1826,7 +1826,8 @@ def test_the_same_return_however_it_is_shown(env, kwargs, tmp_path):
     window.draw()
     for _ in range(30):
         window.step_by(1)
-    assert window.player.over and window.player.episode.ret == returns[0] and len(window.results) == 1
+    assert window.player.over and window.player.episode.ret == returns[0]
+    assert [list(rows) for rows in window.results.values()] == [[3]]  # one episode, however often it ended
 
 
 def bare_length(player, seed):
@@ -1875,8 +1876,8 @@ def test_exhaust_does_not_pile_up(tmp_path):
 
 
 def test_summary_leaves_assisted_episodes_out():
-    results = {("p", 1, False, i == 2, i): dict(policy="p", train_step=1, deterministic=True, length=9, **{"return": float(i)})
-               for i in (0, 1, 2)}
+    rows = [{"return": float(i), "length": 9} for i in range(3)]
+    results = {("p", 1, True, False): dict(enumerate(rows[:2])), ("p", 1, True, True): {2: rows[2]}}
     (result,) = viewer.summary(results)
     assert result["episodes"] == 2 and result["mean"] == 0.5 and result["max"] == 1
 
@@ -1887,12 +1888,12 @@ def test_an_episode_seen_again_is_still_one(run):
     for _ in range(3):
         finish(w)
         w.restart()
-    assert len(w.results) == 1 and "last 1: " in " ".join(words_on(w))
+    assert [list(rows) for rows in w.results.values()] == [[0]] and "last 1: " in " ".join(words_on(w))
     finish(w)
     w.player.seek(190)
     w.player.step(np.ones(1))
     finish(w)
-    assert [row["assisted"] for row in w.results.values()] == [False, True]
+    assert [list(rows) for rows in w.results.values()] == [[0], [0]] and [assisted for *_, assisted in w.results] == [False, True]
 
 
 def words_on(window):
@@ -1920,7 +1921,7 @@ def test_a_seed_that_the_environment_refuses_leaves_the_episode_flying(run, monk
     press(w, pygame.K_n, "n")
     assert "refused" in w.notice and w.seed == 0 == w.player.seed and w.player.t == 20
     finish(w)
-    assert [row["seed"] for row in w.results.values()] == [0]
+    assert [list(rows) for rows in w.results.values()] == [[0]]
 
 
 def test_environments_are_closed(run, monkeypatch):
@@ -2056,7 +2057,7 @@ def test_every_key(run, tmp_path):
     assert w.player.over  # its last picture stays for 1.5 s
     for _ in range(2):
         w.update(0.25)
-    assert w.seed == 2 and w.player.t < 10 and len(w.results) == 1
+    assert w.seed == 2 and w.player.t < 10 and [list(rows) for rows in w.results.values()] == [[2]]
     press(w, pygame.K_l, "L")
     assert not w.locked
     for keys, speed in [((pygame.K_PLUS, "+"), 2), ((pygame.K_EQUALS, "="), 4), ((pygame.K_KP_PLUS, "+"), 8), ((pygame.K_MINUS, "-"), 4),
@@ -2170,7 +2171,7 @@ def test_flying_and_pushing(run):
     w.update(0.04)
     assert not w.player.tape[-1][2]
     finish(w)
-    assert list(w.results.values())[-1]["assisted"] and not list(viewer.summary(w.results))
+    assert list(w.results)[-1][-1] and not list(viewer.summary(w.results))
 
 
 def test_timeline(run):
@@ -2234,7 +2235,7 @@ def test_live_follow(run):
     press(w, pygame.K_END)
     assert w.follow and step_shown(w) == 3500
     w.noisy = False
-    w.results = {(str(run / "last.npz"), step, False, False, 0): {"return": value} for step, value in ((3000, -1.0), (3500, -2.0))}
+    w.results = {(str(run / "last.npz"), step, True, False): {0: {"return": value}} for step, value in ((3000, -1.0), (3500, -2.0))}
     written = words_on(w)
     assert any("LIVE" in words for words in written)
     assert "last 1: -2.0 ± 0.0" in written  # of the policy that flies, not of the file that held another one before
@@ -2331,7 +2332,7 @@ def test_a_film_of_two_ends_with_the_longer_one(tmp_path, monkeypatch):
     lengths = [player.t for player in w.players]
     assert lengths[0] != lengths[1] and len(w.film.frames) == -(-max(lengths) // 2)
     assert w.film.durations == [40] * (len(w.film.frames) - 1) + [1500]
-    assert [row["length"] for row in w.results.values()] == sorted(lengths)
+    assert [row["length"] for rows in w.results.values() for row in rows.values()] == sorted(lengths)
 
 
 def test_closing_an_environment_leaves_the_window_open(run):

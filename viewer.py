@@ -125,8 +125,8 @@ def push(env, right, up):
 class Player:
     """Plays episodes of one policy and can go back in them: environment, seed, tape of the actions, statistics.
 
-    policy: from ddpg.load. env: the id to use instead of the policy's own. results: a dict to add finished episodes to,
-    in which the same one counts once, however often it is flown.
+    policy: from ddpg.load. env: the id to use instead of the policy's own. results: where finished episodes
+    go, {(policy, step, deterministic, assisted): {seed: row}}; the same one counts once, however often it is flown.
     """
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
@@ -187,10 +187,15 @@ class Player:
         self.trail.append(obs)
         self.over = terminated or truncated
         if self.over:
-            row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
-                   "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
-                   "deterministic": not self.noisy, "assisted": self.assisted}
-            self.results[row["policy"], self.train_step, self.noisy, self.assisted, self.seed] = row
+            self.row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
+                        "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
+                        "deterministic": not self.noisy, "assisted": self.assisted}
+            self.results.setdefault((*self.identity, self.assisted), {})[self.seed] = self.row
+
+    @property
+    def identity(self):
+        """Whose results count together."""
+        return self.policy.meta["path"], self.train_step, not self.noisy
 
     def close(self):
         self.env.unwrapped.screen = None  # or closing it would close our window: it calls pygame.quit()
@@ -230,13 +235,10 @@ class Player:
 
 def summary(results):
     """Statistics of the unassisted episodes, a dict for each policy."""
-    groups = {}
-    for (*group, assisted, _), row in results.items():
+    for (policy, step, deterministic, assisted), rows in results.items():
         if not assisted:
-            groups.setdefault(tuple(group), []).append(row)
-    for rows in groups.values():
-        numbers = [np.array([row[name] for row in rows]) for name in ("return", "length")]
-        yield {name: rows[0][name] for name in ("policy", "train_step", "deterministic")} | ddpg.summary(*numbers)
+            numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
+            yield dict(policy=policy, train_step=step, deterministic=deterministic) | ddpg.summary(*numbers)
 
 
 EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
@@ -778,8 +780,7 @@ class Window:
         player, config, score = self.player, self.player.policy.config, self.player.policy.meta.get("evaluation")
         name = f"{player.env_id}   {config.algo}   step {player.train_step:,}"
         name += "" if score is None else f"   eval {score:.1f}"
-        same = player.policy.meta["path"], player.train_step, self.noisy, False
-        last = [row["return"] for (*key, _), row in self.results.items() if tuple(key) == same][-10:]
+        last = [row["return"] for row in self.results.get((*player.identity, False), {}).values()][-10:]
         record = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
         text_pair(self.surface, title, name, record if title.w > 40 * self.px else "", self.px, TEXT, DIM)
         if pygame.display.get_init():
@@ -889,7 +890,7 @@ def headless(options):
             window.show(file)
             while not window.over:
                 window.step()
-            row = list(window.results.values())[-1]
+            row = window.player.row
             print(json.dumps(row) if options.json else EPISODE.format(**row))
     if options.png:
         window.draw()
@@ -932,9 +933,9 @@ def parse(argv):
     options = parser.parse_args(argv)
     if any(n is not None and n < 1 for n in (options.episodes, options.tour)):
         refuse("--episodes and --tour must be at least 1")
-    for path in map(Path, filter(lambda file: file is not None, (options.png, options.gif))):
-        if path.is_dir() or not path.parent.is_dir():
-            refuse(f"cannot save a picture as {path}")
+    for file in options.png, options.gif:
+        if file is not None and (Path(file).is_dir() or not Path(file).parent.is_dir()):
+            refuse(f"cannot save a picture as {file}")
     short = bool(options.png or options.gif or options.tour is not None)
     options.headless = options.headless or options.json or short
     options.drawn = bool(options.png or options.gif or not options.headless)
