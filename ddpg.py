@@ -44,7 +44,7 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import get_args
 
 import gymnasium as gym
 import numpy as np
@@ -64,6 +64,7 @@ def one_line(value):
 
 
 def flag(default, meaning, low=None, high=None):
+    """A field of Config: what --help says of it, and the least and the greatest number that it may be."""
     return field(default=default, metadata={"help": meaning, "low": low, "high": high})
 
 
@@ -75,7 +76,10 @@ ALGOS = {  # TD3 is DDPG with three switches on; each can be set alone, and ever
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's result; each field is a flag. Raises UsageError for impossible values."""
+    """Everything that decides a run's result; each field is a flag. Raises UsageError for impossible values.
+
+    A switch that is None gets its value from `algo` when the Config is made: for another algorithm, make another one.
+    """
 
     env: str = flag("Pendulum-v1", "gymnasium id, or module:Id for an environment of your own")
     env_kwargs: dict = flag(None, "keyword arguments of the environment, as JSON")
@@ -114,7 +118,8 @@ class Config:
             raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
         for f in fields(self):
             value, low, high = getattr(self, f.name), f.metadata["low"], f.metadata["high"]
-            kind, item = get_origin(f.type) or f.type, (get_args(f.type) or [f.type])[0]
+            item, *more = get_args(f.type) or [f.type]  # of tuple[int, ...]: int, and there may be more
+            kind = tuple if more else item
             if value is None:
                 value = {} if kind is dict else ALGOS[self.algo].get(f.name)
             value = tuple(value) if isinstance(value, list) else value  # as JSON has it
@@ -122,7 +127,8 @@ class Config:
             object.__setattr__(self, f.name, value)
             if kind in (str, bool, dict, tuple) and not isinstance(value, kind):
                 raise UsageError(f"{f.name}: {value!r} is not a {kind.__name__}")
-            for v in value if kind is tuple else () if low is None or value is f.default is None else [value]:
+            unset = value is None and f.default is None  # as noise_sigma_end may stay
+            for v in value if kind is tuple else [] if low is None or unset else [value]:
                 if not isinstance(v, (int, float) if item is float else int) or not low <= v <= high:  # nor nan
                     raise UsageError(f"{f.name}: {v!r} is not {'a' if item is float else 'a whole'} number "
                                      f"between {low:,} and {high:,}")
@@ -203,17 +209,17 @@ class ReplayBuffer:
 # ---------------------------------------------------------------------------------------------------- networks
 
 
-LARGE = 2**22  # multiplications in a layer from which it is worth another kernel and a second thread
+LARGE = 2**22  # multiplications in a layer from which on another kernel and a second thread pay
 
 
 def bmm(a, b, bias=None, out=None):
     """Matrix products side by side: a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
-    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b)
+    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
 
 
 def large_bmm(a, b, bias=None, out=None):
-    """The same by oneDNN, which takes half as long as MKL on an AMD processor, but not where they are thin."""
-    if b.shape[-1] == 1 < len(b):  # columns, which take MKL up to ten times as long as the same numbers as rows
+    """bmm by oneDNN, in half of MKL's time on an AMD processor; thin ones go elsewhere. To be skipped at first."""
+    if len(b) > 1 and b.shape[-1] == 1:  # columns, which take MKL up to ten times as long as the same numbers as rows
         row = b.view(len(b), 1, -1)
         return bmm(row, a.mT, bias, out if out is None else out.view(len(b), 1, -1)).mT
     if a.shape[-1] == 1 and bias is None:
@@ -227,7 +233,7 @@ def large_bmm(a, b, bias=None, out=None):
 
 @functools.cache
 def has_large_bmm():
-    """Whether this build of torch has it: the operator is not a documented one."""
+    """Whether this build of torch has large_bmm's operator, which is not a documented one."""
     with suppress(AttributeError, RuntimeError):
         return bool(large_bmm(torch.ones(1, 16, 16), torch.ones(1, 16, 16)).sum() == 16**3)
 
@@ -236,8 +242,8 @@ class MLP(nn.Module):
     """`n` multilayer perceptrons side by side, (B, in) -> (n, B, out): one batched product per layer.
 
     Weights start uniform in +-1/sqrt(inputs), and in +-0.003 in the last layer: first actions near 0, where tanh is
-    not flat, and first values near 0 (arXiv:1509.02971, section 7). Those of inputs that are typically of another
-    size than 1 are divided by it, `scale`: a velocity of 0.07 would go unnoticed for most of a training.
+    not flat, and first values near 0 (arXiv:1509.02971, section 7). `scale` gives typical sizes of the first inputs,
+    by which their weights are divided: a velocity of 0.07 would go unnoticed for most of a training.
     """
 
     def __init__(self, n, sizes, scale=(), layer_norm=False):
@@ -252,18 +258,18 @@ class MLP(nn.Module):
             self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
         self.layers = list(zip(self.weights, self.biases))  # quicker to walk through than the lists of parameters
         self.tape = []  # what backward needs of the latest forward: (input, weight, bias, norm) of each layer
-        self.largest = max(rows * columns for rows, columns in zip(sizes, sizes[1:]))
+        self.largest = max(w[0].numel() for w in self.weights)
 
     def faster_bmm(self, x):
-        """The one of these two that is faster for a batch x (.., B, in). Autograd knows the first alone."""
+        """bmm or large_bmm, whichever is faster for a batch x (.., B, in). Autograd knows bmm alone."""
         rows = x.shape[-2]
         large = rows * self.largest >= LARGE and rows >= 16 and x.is_cpu and not torch.is_grad_enabled()
         return large_bmm if large and has_large_bmm() else bmm
 
     def forward(self, x, layers=None):
-        """x (B, in) -> (n, B, out), by all the layers or by some of the networks' own."""
+        """x (B, in) -> (n, B, out). layers: pairs (weight, bias) to use instead of those of all the networks."""
         layers, matmul, norm = layers or self.layers, self.faster_bmm(x), None
-        x = x.expand(layers[0][0].shape[0], *x.shape)
+        x = x.expand(layers[0][0].shape[0], *x.shape)  # (n, B, in)
         self.tape.clear()
         for w, b in layers:
             if self.tape:  # between two layers
@@ -279,7 +285,8 @@ class MLP(nn.Module):
     def backward(self, grad, of_input=False):
         """The chain rule by hand, as autograd takes longer: grad = dloss/doutput of the latest forward, (n, B, out).
 
-        Leaves dloss/dparameter in each `parameter.grad`; or, `of_input`, only returns dloss/dx (n, B, in).
+        Leaves dloss/dparameter in each `parameter.grad`, which `flatten` made; or, `of_input`, only returns dloss/dx
+        (n, B, in). Once per forward, in inference mode.
         """
         matmul = self.faster_bmm(grad)
         while self.tape:
@@ -302,6 +309,7 @@ class Actor(nn.Module):
     """mu(s): obs (B, obs) -> act (B, act) in [-1, 1].
 
     Change this class and Critic, or put any nn.Module of these shapes here: without `backward`, it learns by autograd.
+    Parameters only: no running statistics, and no difference between training and evaluation.
     """
 
     def __init__(self, obs_dim, act_dim, config):
@@ -309,12 +317,12 @@ class Actor(nn.Module):
         self.net = MLP(1, [obs_dim, *config.hidden, act_dim], config.obs_scale)
 
     def forward(self, obs):
-        self.act = self.net(obs)[0].tanh()
-        return self.act
+        self.output = self.net(obs)[0].tanh()
+        return self.output
 
     def backward(self, grad):
         """grad = dloss/dact of the latest forward, (B, act) -> dloss/dparameter in `parameter.grad`."""
-        self.net.backward(torch.ops.aten.tanh_backward(grad, self.act)[None])
+        self.net.backward(torch.ops.aten.tanh_backward(grad, self.output)[None])
 
 
 class Critic(nn.Module):
@@ -336,7 +344,8 @@ class Critic(nn.Module):
     def slope(self, obs, act):
         """What the actor climbs: Q_1(s, a) (B, 1) and its slope dQ_1/da (B, act)."""
         q1 = self.net(torch.cat([obs, act], dim=-1), [(w[:1], b[:1]) for w, b in self.net.layers])
-        return q1[0], self.net.backward(torch.ones_like(q1), of_input=True)[0, :, obs.shape[-1]:]
+        grad = self.net.backward(torch.ones_like(q1), of_input=True)  # (1, B, obs + act)
+        return q1[0], grad[0, :, obs.shape[-1]:]
 
 
 class Autograd(nn.Module):
@@ -346,7 +355,7 @@ class Autograd(nn.Module):
         super().__init__()
         self.network = network
 
-    @torch.inference_mode(False)  # in which the agent works, as it takes less time than no_grad
+    @torch.inference_mode(False)  # the agent works in it, and autograd takes no tensors of its making, hence the copies
     def forward(self, *inputs):
         self.output = self.network(*[x.clone() for x in inputs])
         return self.output.detach()
@@ -354,7 +363,7 @@ class Autograd(nn.Module):
     @torch.inference_mode(False)
     def backward(self, grad):
         self.zero_grad(set_to_none=False)
-        (grad.clone() * self.output).sum().backward()
+        (grad.clone() * self.output).sum().backward()  # output.backward(grad) would import sympy
 
     @torch.inference_mode(False)
     def slope(self, obs, act):
@@ -391,6 +400,7 @@ class Noise:
         self.x[:] = 0  # at the start of each episode
 
     def __call__(self, sigma):
+        """The next x (act,), for a scale that may change: a view of the state."""
         self.x += sigma * self.rng.standard_normal(len(self.x)) - self.theta * self.x
         return self.x
 
@@ -417,9 +427,10 @@ class Adam:
 
 
 class Agent:
-    """DDPG and TD3 for `obs_dim` observations and an action between `low` and `high`, both (act,), in each dimension.
+    """DDPG and TD3 for `obs_dim` observations and actions between `low` and `high`, (act,) in the environment's units.
 
-    The networks speak [-1, 1]; `to_env` is the one place where actions take on the environment's units.
+    The networks speak [-1, 1]; `to_env` is the one place where actions take on those units. Raises UsageError for an
+    obs_scale of another length, ValueError for impossible bounds or networks.
     """
 
     def __init__(self, obs_dim, low, high, config, device="cpu"):
@@ -440,12 +451,12 @@ class Agent:
         self.critic_optimizer = Adam(self.critic, config.critic_lr)
         self.generator = torch.Generator(self.device).manual_seed(config.seed)  # batches and target noise
         self.updates = 0  # critic updates so far, which time the delayed ones
-        self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q,
-        self.measure_every = 10 * config.policy_delay  # updates, as measuring them takes longer than Adam
+        self.metrics = torch.zeros(3, device=self.device)  # running means of critic loss, actor loss and Q
+        self.measure_every = 10 * config.policy_delay  # updates: measuring takes longer than Adam
         self.check_networks()
 
     def __setstate__(self, state):
-        """After copy.deepcopy or pickle, which part a network's vector from its layers."""
+        """Join again what copy.deepcopy and pickle separate: a network's vector and its layers."""
         vars(self).update(state)
         for network in self.actor, self.critic, self.actor_target, self.critic_target:
             flatten(network)
@@ -453,10 +464,10 @@ class Agent:
     @torch.inference_mode()
     def check_networks(self):
         """Raise ValueError for other shapes, or a `backward` or `slope` that is not that of `forward`."""
-        far = lambda n: torch.linspace(-300, 300, 8 * n, device=self.device).view(8, n)  # where tanh and relu bend
-        obs, act = far(self.obs_dim), far(len(self.low)) / 300
-        values = (self.config.n_critics, 8, 1)
-        for network, shape, *inputs in (self.actor, tuple(act.shape), obs), (self.critic, values, obs, act):
+        spread = lambda n: torch.linspace(-300, 300, 8 * n, device=self.device).view(8, n)  # where tanh and relu bend
+        obs, act = spread(self.obs_dim), spread(len(self.low)) / 300
+        q_shape = (self.config.n_critics, 8, 1)
+        for network, shape, *inputs in (self.actor, tuple(act.shape), obs), (self.critic, q_shape, obs, act):
             by_autograd = isinstance(network, Autograd)
             name, given = type(network.network if by_autograd else network).__name__, tuple(network(*inputs).shape)
             if given != shape:
@@ -473,7 +484,7 @@ class Agent:
 
     @torch.inference_mode()
     def policy(self, obs):
-        """mu(obs) as arrays: obs (obs,) or (B, obs) -> (act,) or (B, act) in [-1, 1]."""
+        """mu(obs) as arrays: obs (obs,) or (B, obs) -> (act,) or (B, act) in [-1, 1]. Raises ValueError for others."""
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         if obs.shape[-1:] != (self.obs_dim,):
             raise ValueError(f"obs {tuple(obs.shape)} is not ({self.obs_dim},) or (B, {self.obs_dim})")
@@ -487,26 +498,30 @@ class Agent:
         """The deterministic action for obs (obs,) or (B, obs), in the environment's units."""
         return self.to_env(self.policy(obs))
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # quicker than no_grad
     def update(self, batch):
         """One update of DDPG (arXiv:1509.02971, Algorithm 1) and of TD3 (arXiv:1802.09477, Algorithm 1).
 
-        batch: obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1), from ReplayBuffer.sample.
+        batch: obs s (B, obs), act a (B, act), R (B, 1), next_obs s' (B, obs), discount (B, 1), of ReplayBuffer.sample.
+
+            critic loss   sum_i mean (Q_i(s, a) - y)^2,  where  y = R + discount * min_i Q'_i(s', a')
+                                                         and    a' = clip(mu'(s') + clip(target_noise * eps))
+            actor loss    -mean Q_1(s, mu(s))
         """
-        obs, act, rew, next_obs, discount = batch
+        obs, act, R, next_obs, discount = batch
         self.updates += 1
         # Target policy smoothing: clipped noise on the target action
         noise = self.config.target_noise * torch.randn(act.shape, generator=self.generator, device=self.device)
         noise = noise.clamp(-self.config.target_noise_clip, self.config.target_noise_clip)
         next_act = (self.actor_target(next_obs) + noise).clamp(-1, 1)
         # Clipped double-Q: bootstrap from the smallest target critic
-        target = rew + discount * self.critic_target(next_obs, next_act).amin(dim=0)  # (n, B, 1) -> (B, 1)
-        # Each critic descends on its mean squared error; a `backward` is always of its network's latest forward
+        target = R + discount * self.critic_target(next_obs, next_act).amin(dim=0)  # (n, B, 1) -> (B, 1)
+        # Each critic descends on its mean squared error, whose gradient dloss/dQ is 2 (Q - y) / B
         q = self.critic(obs, act)
         error = q - target
         self.critic.backward(2 / len(obs) * error)
         self.critic_optimizer.step()
-        # Delayed updates: the actor ascends on the first critic, and the targets follow
+        # Delayed updates: the actor ascends on the first critic, dloss/da = -dQ_1/da / B, and the targets follow
         if self.updates % self.config.policy_delay == 0:
             q1, slope = self.critic.slope(obs, self.actor(obs))
             self.actor.backward(-slope / len(obs))
@@ -516,6 +531,10 @@ class Agent:
             if self.updates % self.measure_every == 0:
                 latest = torch.stack([error.square().mean(dim=(1, 2)).sum(), -q1.mean(), q.mean()])
                 self.metrics.lerp_(latest, max(0.1, self.measure_every / self.updates))
+
+    def is_finite(self):
+        """Whether actor and critic have not diverged."""
+        return all(bool(network.flat.isfinite().all()) for network in (self.actor, self.critic))
 
     def save(self, path, env, step, evaluation=None):
         """Write a policy file, actor and critic, as plain arrays that numpy alone can read and a text of JSON."""
@@ -603,8 +622,8 @@ def load(path, device="cpu"):
         agent.networks.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         for network, target in (agent.actor, agent.actor_target), (agent.critic, agent.critic_target):
             target.flat.copy_(network.flat)
-            if not target.flat.isfinite().all():
-                raise ValueError("its numbers are not finite")
+        if not agent.is_finite():
+            raise ValueError("its numbers are not finite")
     except Exception as error:  # whatever a file made for mischief provokes
         lacks = "it lacks " * isinstance(error, KeyError)
         raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
@@ -660,7 +679,7 @@ def env_makers(config, env=None):
         if env is not None and not isinstance(env, gym.Env) and env() is env():
             yield "the function that makes it must make a new one each time"
 
-    for problem in problems():
+    if problem := next(problems(), None):  # the first one, as the later checks rely on the earlier ones
         raise UsageError(f"{config.env}: {problem}")
     if not isinstance(env, gym.Env):
         probe.close()
@@ -674,7 +693,7 @@ def env_maker_of(policy, **changes):
     """
     path, spec = policy.meta["path"], gym.registry.get(policy.meta["env"])
     if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
-        raise UsageError(f"{path} is for {policy.meta['env']}, which gymnasium does not bring:\n"
+        raise UsageError(f"{path} is for {one_line(policy.meta['env'])}, which gymnasium does not bring:\n"
                          "name the environment yourself with --env")
     make_env = env_makers(replace(policy.config, **{"env": policy.meta["env"]} | changes))[1]
     env = make_env()
@@ -760,19 +779,21 @@ def summary(returns, lengths):
 
 # ---------------------------------------------------------------------------------------------------- training
 
-SELECTION_SEEDS = 1_000_000  # evaluations in training, which choose the best policy, start here, final tests at 0,
-TRAINING_SEEDS = 2**31  # training above: no policy is tested on episodes that it was trained on or chosen by
+# No policy is tested on episodes that it was trained on or chosen by. The seeds of final tests start at 0,
+SELECTION_SEEDS = 1_000_000  # those of the evaluations that choose the best policy here,
+TRAINING_SEEDS = 2**31  # and those of training here
 CONFIRM_EPISODES = TEST_EPISODES = 100
-KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "reported", "tables"  # in a state of Training
+KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "reported", "tables"  # of Training, in its state
 
 
 def tune(threads):
-    """What makes this process fast at training."""
+    """Make this process fast at training, all of it."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # numbers too small to matter would make every layer many times slower
-    with suppress(AttributeError, OSError, TypeError):  # glibc; another libc has no mallopt
-        mallopt = ctypes.CDLL(None).mallopt  # what large layers free would be returned to the system, page by page,
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD  .. and got back at every update
+    # glibc would give back to the system, page by page, what large layers free, and ask for it again at every update
+    with suppress(AttributeError, OSError, TypeError):  # another libc has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
@@ -809,7 +830,8 @@ class Training:
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
         self.reported = False  # whether this step has been evaluated and yielded
-        self.between_steps, self.evaluating = True, False  # else a step is half done; whether an evaluation is
+        self.between_steps = True  # else a step is half done, from which the run cannot be gone on with
+        self.evaluating = False  # whether an evaluation is under way, which a signal may interrupt
 
     def __iter__(self):
         c = self.config
@@ -863,11 +885,13 @@ class Training:
     def start_episode(self):
         """In an environment made afresh, as reset does not undo everything everywhere, from a seed of its own."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
-        self.episode, self.actions = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2), []  # below 2^32
+        self.episode = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2)  # below 2^32
+        self.actions = []  # of the episode, to repeat it when the run is resumed
 
     def add_row(self, table, row):
         cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
-        self.tables[table] += [",".join(line) + "\n" for line in ([cells] if self.tables[table] else [row, cells])]
+        lines = [cells] if self.tables[table] else [row.keys(), cells]
+        self.tables[table] += [",".join(line) + "\n" for line in lines]
 
     def evaluate(self):
         """Evaluate the policy -> a row of progress.csv. What looks solved must be confirmed by more episodes."""
@@ -898,7 +922,8 @@ class Training:
         """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly."""
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
-            "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(), "actions": np.array(self.actions)}
+            "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(),
+            "actions": np.array(self.actions), "obs": self.episode.obs}
         return arrays, {name: getattr(self, name) for name in KEPT} | dict(
             config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(),
             machine=MACHINE, seconds=time.perf_counter() - self.started,
@@ -908,23 +933,24 @@ class Training:
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
         vars(self).update({name: meta[name] for name in KEPT})
         self.started = time.perf_counter() - meta["seconds"]
-        self.rng.bit_generator.state, self.noise.x[:] = meta["rng"], arrays["noise"]
+        self.rng.bit_generator.state = meta["rng"]
         self.agent.updates, self.buffer.written = meta["updates"], meta["written"]
         self.agent.generator.set_state(torch.from_numpy(arrays["generator"]))
         for name, tensor in self.agent.tensors().items():
             tensor.copy_(torch.from_numpy(arrays[f"agent.{name}"]))
+        self.noise.x[:] = arrays["noise"]
         rows = self.buffer.rows[: len(self.buffer)]
         rows.copy_(torch.from_numpy(arrays["rows"]))
         self.buffer.written -= max(0, len(arrays["actions"]) - self.config.n_step + 1)  # to be written once more
         self.start_episode()
         for act in arrays["actions"]:
             self.interact(act)
-        if not np.array_equal(rows.cpu().numpy(), arrays["rows"]):
+        if not (np.array_equal(rows.cpu().numpy(), arrays["rows"]) and np.array_equal(self.episode.obs, arrays["obs"])):
             raise UsageError("the environment did not repeat an episode from its seed and actions, so it cannot go on")
 
 
 def train(config, env=None, out=None, device="cpu", threads=None):
-    """Train to the end -> the Agent. env: as in Training, for which the preset of an id is not looked up.
+    """Train to the end -> the Agent. env: as in Training; for the tuned values of an id, pass Config.preset(id).
 
     out: a new folder for tables, policies and state.
     """
@@ -971,7 +997,9 @@ def record(run, folder):
     """Iterate over a Training and keep its folder. When the iteration ends between two steps, the state is saved.
 
     A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
+    An agent that has diverged is not saved: what there is of a better one stays.
     """
+    folder = Path(folder)
     info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device),
                 threads=torch.get_num_threads())
     waiting = {"config.json": json.dumps(info, indent=1).encode()}  # files to write
@@ -979,8 +1007,10 @@ def record(run, folder):
     handle = lock(folder)
 
     def add_policy(name):
-        run.agent.save(file := io.BytesIO(), run.config.env, run.step, run.evaluation and run.evaluation["eval_mean"])
-        waiting[name] = file.getbuffer()
+        if run.agent.is_finite():
+            score = run.evaluation and run.evaluation["eval_mean"]
+            run.agent.save(file := io.BytesIO(), run.config.env, run.step, score)
+            waiting[name] = file.getbuffer()
 
     def save(state):
         """Write the files that wait and, if asked to, the state: the one before it stays until it is whole."""
@@ -988,7 +1018,7 @@ def record(run, folder):
         for name, data in list(waiting.items()):
             write(folder / name, lambda file: file.write(data))
             del waiting[name]
-        if state:
+        if state and run.agent.is_finite():
             arrays, meta = run.state()
             as_npz = lambda file: write_npz(file, arrays, **meta)
             write(folder / "state.npz", as_npz, previous=folder / "state.previous.npz")
@@ -1156,7 +1186,7 @@ def train_command(options, explicit):
     except KeyboardInterrupt:
         pass
     except EnvError as error:
-        raise EnvError(f"{error}\nthe agent of step {run.step:,} is saved in {folder}") from error.__cause__
+        raise EnvError(f"{error}\nthe last sound agent is saved in {folder}") from error.__cause__
     finally:
         steps.close()  # which saves
         for number in signal.SIGINT, signal.SIGTERM:

@@ -33,13 +33,12 @@ import pygame
 
 def import_ddpg():
     """Torch takes seconds to load: this is called once the window is on screen."""
-    global ddpg, gym, torch
+    global ddpg, torch
     import ddpg
-    import gymnasium as gym
     import torch
 
     torch.set_num_threads(1)  # a training may be running beside
-    gym.logger.min_level = gym.logger.ERROR
+    ddpg.gym.logger.min_level = ddpg.gym.logger.ERROR
 
 
 # ---------------------------------------------------------------------------------------------------- the run
@@ -71,15 +70,24 @@ def read_run(folder):
         step = step_of(folder) or 0
         return Run({step: folder}, step, [])
     policies = {int(file.stem): file for file in folder.glob("policies/*.npz") if file.stem.isdigit()}
-    for file in folder / "last.npz", folder / "best.npz":
-        policies[best := step_of(file)] = file
-    policies.pop(None, None)
+    last, best = step_of(folder / "last.npz"), step_of(folder / "best.npz")
+    policies |= {last: folder / "last.npz", best: folder / "best.npz"}
+    policies.pop(None, None)  # of a file that is missing or cannot be read
     if not policies:
         return None
     curve = []  # before the first evaluation
     with suppress(OSError, KeyError, TypeError, ValueError), open(folder / "progress.csv", newline="") as file:
         curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
     return Run(dict(sorted(policies.items())), max(policies) if best is None else best, curve)
+
+
+def under_way(folder):
+    """Whether a training is writing to it."""
+    try:
+        os.close(ddpg.lock(folder))
+        return False
+    except ddpg.UsageError:
+        return True
 
 
 def step_of(path):
@@ -126,7 +134,7 @@ class Player:
     """Plays episodes of one policy and can go back in them: environment, seed, tape of the actions, statistics.
 
     policy: from ddpg.load. env: the id to use instead of the policy's own. results: where finished episodes
-    go, {(policy, step, deterministic, assisted): {seed: row}}; the same one counts once, however often it is flown.
+    go, but assisted ones, {(policy, step, deterministic): {seed: row}}: however often one is flown, it counts once.
     """
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
@@ -161,7 +169,7 @@ class Player:
         self.env, self.episode, self.seed = env, episode, episode.seed
         self.t, self.over, self.assisted, self.picture = 0, False, False, None
         self.rewards, self.trail, self.values = [], [self.episode.obs], []
-        while self.t < t:
+        while self.t < t and not self.over:
             self.step()
 
     def step(self, act=None, push_by=None):
@@ -177,7 +185,7 @@ class Player:
         env = self.env.unwrapped
         if push_by:
             push(env, *push_by)
-        if self.picture is None and hasattr(env, "_clean_particles"):  # drawing would age the lander's exhaust
+        if self.picture is None and hasattr(env, "_clean_particles"):  # not drawn, which ages the lander's exhaust
             for particle in env.particles:
                 particle.ttl -= 0.15
             env._clean_particles(False)
@@ -190,7 +198,8 @@ class Player:
             self.row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
                         "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
                         "deterministic": not self.noisy, "assisted": self.assisted}
-            self.results.setdefault((*self.identity, self.assisted), {})[self.seed] = self.row
+            if not self.assisted:
+                self.results.setdefault(self.identity, {})[self.seed] = self.row
 
     @property
     def identity(self):
@@ -219,9 +228,9 @@ class Player:
 
     def predicted(self):
         """Q(s_t, a_t) of the steps so far, evaluated only when somebody looks."""
-        done = len(self.values)
-        if done < self.t:
-            self.values += self.q(self.trail[done : self.t], [act for act, *_ in self.tape[done : self.t]])
+        known = len(self.values)
+        if known < self.t:
+            self.values += self.q(self.trail[known : self.t], [act for act, *_ in self.tape[known : self.t]])
         return self.values
 
     def realised(self):
@@ -230,15 +239,14 @@ class Player:
         returns = [0.0 if self.episode.terminated else self.q(last, self.policy.policy(last))[0]]
         for rew in reversed(self.rewards):
             returns.append(rew + self.policy.config.gamma * returns[-1])
-        return returns[:0:-1]
+        return returns[:0:-1]  # in order, without that value
 
 
 def summary(results):
-    """Statistics of the unassisted episodes, a dict for each policy."""
-    for (policy, step, deterministic, assisted), rows in results.items():
-        if not assisted:
-            numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
-            yield dict(policy=policy, train_step=step, deterministic=deterministic) | ddpg.summary(*numbers)
+    """Statistics of the episodes, a dict for each policy."""
+    for (policy, step, deterministic), rows in results.items():
+        numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
+        yield dict(policy=policy, train_step=step, deterministic=deterministic) | ddpg.summary(*numbers)
 
 
 EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
@@ -268,7 +276,7 @@ def split(rect, sizes, across=False):
 
 
 def table(rect, n):
-    """The Rects of `n` cells in two columns, the left one first."""
+    """The Rects of at least `n` cells in two columns, the left one first."""
     return [cell for column in split(rect, [None, None], across=True)
             for cell in split(column.inflate(-10, 0), [None] * -(-n // 2))]
 
@@ -293,7 +301,7 @@ def text_pair(surface, rect, left, right, px, left_color=DIM, right_color=TEXT):
 def draw_plot(surface, rect, curves, length, px):
     """Curves [(values, color, dashed)] over `length` steps, with their extremes written in where there is room."""
     surface.fill(FIELD, rect)
-    everything = sum((list(values) for values, *_ in curves), [])
+    everything = sum((values for values, *_ in curves), [])
     if not everything:
         return
     low, high = min(everything), max(everything)
@@ -313,18 +321,17 @@ def draw_plot(surface, rect, curves, length, px):
 
 
 def draw_gauges(surface, rect, player, act, helped, px):
-    """Each action, if there is room, as a bar from the middle, with the zone hatched in which it does nothing."""
+    """Each action, if there is room, as a bar from the middle, with the zone in grey in which it does nothing."""
     for i, (row, unit) in enumerate(zip(split(rect, [px + 4] * round(rect.h / (px + 4))), act.tolist())):
-        name, bar, value = split(row, [5 * px, None, 4 * px], across=True)
-        text(surface, name.inflate(-4, -4), player.known.actions[i], px)
-        text(surface, value.move(0, 2), f"{player.policy.to_env(act)[i]:+.2f}", px, TEXT, 1)
+        label, bar, number = split(row, [5 * px, None, 4 * px], across=True)
+        text(surface, label.inflate(-4, -4), player.known.actions[i], px)
+        text(surface, number.move(0, 2), f"{player.policy.to_env(act)[i]:+.2f}", px, TEXT, 1)
         bar.h -= 3
         surface.fill(FIELD, bar)
-        x_of = lambda unit: bar.centerx + bar.w / 2 * unit
+        x_of = lambda value: bar.centerx + bar.w / 2 * value
         if player.known.dead_zones:
             left, right = map(x_of, player.known.dead_zones[i])
-            for x in range(int(left), int(right), 5):
-                pygame.draw.line(surface, LINE, (x, bar.bottom - 1), (min(x + 4, right), bar.y))
+            surface.fill(LINE, (left, bar.y, right - left, bar.h))
         color = YELLOW if helped else ORANGE if unit > 0 else BLUE
         surface.fill(color, (min(bar.centerx, x_of(unit)), bar.y + 3, max(2, abs(unit) * bar.w / 2), bar.h - 6))
         pygame.draw.line(surface, TEXT, (bar.centerx, bar.y), (bar.centerx, bar.bottom - 1))
@@ -362,28 +369,27 @@ def draw_map(surface, rect, player):
 
 def draw_panel(surface, rect, player, episode, show_map, px):
     """Return, critic, reward, action, observation and policy map of a player, as many of them as there is room for."""
-    t, line, length = player.t, px + 4, player.limit if player.limit <= 400 else max(100, player.t)
+    t, line, length = player.t, px + 4, max(player.t, min(player.limit, 200))
     act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
     q, rewards, realised = player.predicted(), player.rewards, player.realised() if player.over else []
     rect, size = rect.inflate(-16, -12), len(player.trail[0])
     gauges = min(len(act), 6)
     rows = min(-(-size // 2), max(1, rect.h // line - 10 - gauges))  # 10: the return, two plots, four titles
-    sections = [  # title, its color, text on its right, its color, height below it or None for a share, its drawing
+    sections = [  # title, its color, text on its right, its color, height with title or None for a share, its drawing
         (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE, "realised, dashed" if player.over else "", BLUE,
          None, lambda rect: draw_plot(surface, rect, [(q, ORANGE, False), (realised, BLUE, True)], length, px)),
         ("reward", DIM, f"{rewards[-1]:+.3f}" if t else "", TEXT,
          None, lambda rect: draw_plot(surface, rect, [(rewards, BLUE, False)], length, px)),
         ("action", DIM, "yours" if helped else "", YELLOW,
-         line * gauges, lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
+         line * (1 + gauges), lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
         ("observation", DIM, f"{2 * rows} of {size}" if 2 * rows < size else "", DIM,
-         line * rows, lambda rect: draw_observation(surface, rect, player, px))]
+         line * (1 + rows), lambda rect: draw_observation(surface, rect, player, px))]
     if show_map and player.known is KNOWN["Pendulum"]:
         sections.append(("torque over angle, velocity", DIM, "orange is +", ORANGE,
                          None, lambda rect: draw_map(surface, rect, player)))
-    least = lambda: 2 * line + sum(line + (2 * line if height is None else height) for *_, height, _ in sections)
-    while sections and least() > rect.h:
+    while sections and 2 * line + sum(height or 3 * line for *_, height, _ in sections) > rect.h:
         sections.pop()
-    head, *rects = split(rect, [2 * line, *(height and height + line for *_, height, _ in sections)])
+    head, *rects = split(rect, [2 * line, *(height for *_, height, _ in sections)])
     text(surface, head, f"{player.episode.ret:.1f}", 2 * px)
     text(surface, head, f"episode {episode}", px, DIM, 1)
     text(surface, head.move(0, line), f"step {t}/{player.limit}" + "   assisted" * player.assisted, px,
@@ -395,6 +401,7 @@ def draw_panel(surface, rect, player, episode, show_map, px):
 
 
 def timeline_x(rect, run, step):
+    """Where on the timeline a training step is, or an array of them."""
     last = max(1, *run.policies, *(step for step, _ in run.curve))
     return rect.x + 14 + step / last * (rect.w - 28)
 
@@ -404,8 +411,8 @@ def draw_timeline(surface, rect, run, current, px):
     surface.fill(FIELD, rect)
     x_of, base = functools.partial(timeline_x, rect, run), rect.bottom - 10
     pygame.draw.line(surface, LINE, (rect.x + 14, base), (rect.right - 14, base))
-    for step in run.policies:
-        pygame.draw.line(surface, DIM, (x_of(step), base - 4), (x_of(step), base + 4))
+    for x in x_of(np.array(list(run.policies))):
+        pygame.draw.line(surface, DIM, (x, base - 4), (x, base + 4))
     if len(run.curve) > 1:
         steps, means = np.array(run.curve).T
         heights = base - 8 - (means - means.min()) / max(np.ptp(means), 1e-9) * (rect.h - 26)
@@ -415,17 +422,9 @@ def draw_timeline(surface, rect, run, current, px):
     pygame.draw.circle(surface, ORANGE, (x_of(current), base), px // 3 + 1, 3)
 
 
-def help_cells(screen, px):
-    """Where each row of the key table is, in two columns 13 times as wide as the type -> size of the type, Rects."""
-    rows = -(-len(KEYS) // 2)
-    px = min(px + 6, screen.w // 26, int(0.8 * screen.h / rows))
-    rect = pygame.Rect(0, 0, 26 * px, int(px / 0.8) * rows)
-    rect.center = screen.center
-    return px, table(rect, len(KEYS))
-
-
 def draw_help(surface, px):
-    px, cells = help_cells(surface.get_rect(), px)
+    cells = table(surface.get_rect(), len(KEYS))
+    px = min(px + 6, cells[0].w // 13, int(0.8 * cells[0].h))
     for cell, (keys, _, meaning) in zip(cells, KEYS):
         left, right = split(cell, [5 * px, None], across=True)
         text(surface, left, keys, px, YELLOW)
@@ -442,7 +441,7 @@ def draw_notice(surface, rect, notice, px):
 
 
 class Gif:
-    """A film of the steps, reduced to 128 colors: 50 ms a step, or 40 ms for every second one of 50 steps a second."""
+    """A film of the steps, reduced to 192 colors: 50 ms a step, or 40 ms for every second one of 50 steps a second."""
 
     def __init__(self, path, fps):
         try:
@@ -474,20 +473,20 @@ class Gif:
 
 # ---------------------------------------------------------------------------------------------------- the window
 
-KEYS = [  # keys as they are shown, method and argument, meaning; a single character is what is typed, on any keyboard
+KEYS = [  # single characters as they are typed or pygame's names of keys, method and argument, meaning
     ("Space", ("toggle", "paused"), "pause or go on"),
     (", Left", ("step_by", -1), "one step back"),
     (". Right", ("step_by", 1), "one step forward"),
     ("Arrows", None, "fly it, unless paused"),
     ("Drag", None, "push it"),
     ("R Backspace", ("restart", 0), "same episode again"),
-    ("N Enter", ("restart", 1), "next seed"),
+    ("N Return", ("restart", 1), "next seed"),
     ("L", ("toggle", "locked"), "lock the seed"),
     ("-", ("change_speed", -1), "slower, to 1/8x"),
     ("+ =", ("change_speed", 1), "faster, to 16x, max"),
     ("0", ("change_speed", 0), "speed 1x"),
-    ("PgUp [", ("choose", "previous"), "previous snapshot"),
-    ("PgDn ]", ("choose", "next"), "next snapshot"),
+    ("PageUp [", ("choose", "previous"), "previous snapshot"),
+    ("PageDown ]", ("choose", "next"), "next snapshot"),
     ("Home", ("choose", "first"), "untrained agent"),
     ("End", ("choose", "newest"), "newest, and follow"),
     ("B", ("choose", "best"), "best policy"),
@@ -499,10 +498,9 @@ KEYS = [  # keys as they are shown, method and argument, meaning; a single chara
     ("G", ("record_gif",), "record GIF, save it"),
     ("F", ("full_screen",), "full screen"),
     ("H ? F1", ("toggle", "show_help"), "help"),
-    ("Q Esc", ("quit",), "quit"),
+    ("Q Escape", ("quit",), "quit"),
 ]
-NAMES = dict(Enter="RETURN", PgUp="PAGEUP", PgDn="PAGEDOWN", Esc="ESCAPE")  # pygame's, where it has another one
-ACTION_OF = {key.lower() if len(key) == 1 else getattr(pygame, f"K_{NAMES.get(key, key.upper())}"): action
+ACTION_OF = {key.lower() if len(key) == 1 else getattr(pygame, f"K_{key.upper()}"): action
              for keys, action, _ in KEYS if action for key in keys.split()}
 REPEATING = "step_by", "change_speed", "choose"  # while their key is held
 SIZE = 1000, 640  # of a new window
@@ -517,7 +515,7 @@ class Window:
         self.path = self.run = self.player = self.pinned = self.film = None
         self.alive = self.show_panel = self.show_map = self.dirty = True  # dirty: the picture is no longer true
         self.paused = self.locked = self.follow = self.show_help = False
-        self.results, self.episode, self.speed, self.owed = {}, 0, 1, 0.0  # steps that are due
+        self.results, self.episode, self.speed, self.owed = {}, 0, 1, 0.0  # owed: steps that are due
         self.steps, self.seconds = 0, 0.0  # played at this speed, which tell how fast it really is
         self.held, self.grip, self.mouse = set(), None, (0, 0)  # keys down; (pane, where the mouse went down)
         self.notice, self.notice_for, self.poll_in = "", 0.0, 0.0
@@ -530,13 +528,13 @@ class Window:
     def over(self):
         return all(player.over for player in self.players)
 
-    def say(self, message, seconds=5.0):
-        self.notice, self.notice_for, self.dirty = message, seconds, True
+    def say(self, message):
+        self.notice, self.notice_for, self.dirty = message, 5.0, True
 
-    def attempt(self, act, *arguments):
+    def attempt(self, do, *arguments):
         """Whatever goes wrong is a notice, and what was flying flies on -> whether it went well."""
         try:
-            act(*arguments)
+            do(*arguments)
             return True
         except Exception as error:
             self.say(str(error) or repr(error))
@@ -544,8 +542,7 @@ class Window:
     def open(self, target):
         """Show a policy, or the best one of a run; of a training that is under way the newest, and each new one."""
         path = find(target)
-        run, under_way = read_run(path), path.is_dir() and time.time() - path.stat().st_mtime < 60
-        follow = self.options.live or (under_way and not self.options.headless)
+        run, follow = read_run(path), self.options.live or (not self.options.headless and under_way(path))
         if run:
             self.show(run.policies[max(run.policies) if follow else run.best], follow)
         elif self.player or self.options.headless or not self.options.live:
@@ -604,7 +601,9 @@ class Window:
         if old:
             old.close()
         else:
-            self.pinned = Player(self.player.policy, self.options.env, results=self.results)
+            pinned = Player(self.player.policy, self.options.env, results=self.results)
+            pinned.start(self.seed)  # what fails here pins nothing
+            self.pinned = pinned
             self.restart()
             self.say(f"step {self.pinned.train_step:,} is pinned: now choose another")
 
@@ -619,7 +618,7 @@ class Window:
         self.say(f"saved {self.file_name('png')}")
 
     def record_gif(self):
-        film, self.film = self.film, None if self.film else Gif(self.file_name("gif"), self.player.fps)
+        film, self.film = self.film, (None if self.film else Gif(self.file_name("gif"), self.player.fps))
         if film:
             film.save()
             self.say(f"saved {film.path}, {len(film.frames)} frames")
@@ -654,7 +653,7 @@ class Window:
             self.open(event.file)
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.show_help:
             self.show_help = False
-            for (_, action, _), cell in zip(KEYS, help_cells(self.surface.get_rect(), self.px)[1]):
+            for (_, action, _), cell in zip(KEYS, table(self.surface.get_rect(), len(KEYS))):
                 if action and action[-1] != "show_help" and cell.collidepoint(event.pos):
                     getattr(self, action[0])(*action[1:])
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.player:
@@ -711,7 +710,7 @@ class Window:
         if not self.player:
             self.show(run.policies[newest], follow=True)
         elif newest > max(old.policies):
-            self.say(f"new: step {newest:,}" + (", loads at the next episode" if self.follow else ""), 3.0)
+            self.say(f"new: step {newest:,}" + (", loads at the next episode" if self.follow else ""))
         self.run, self.dirty = run, True
 
     def play(self, dt):
@@ -724,11 +723,10 @@ class Window:
             self.owed, self.steps = self.owed - 1, self.steps + 1
             if time.perf_counter() - began > 0.02:
                 self.owed = 0.0
-        if self.owed > 1.5 * self.player.fps * min(1, self.speed):  # the last picture has stayed for a while
-            self.seed += not self.locked
-            news = self.follow and max(self.run.policies) != self.player.train_step
-            if not (news and self.attempt(self.choose, "newest")):
-                self.restart()
+        if self.owed > 1.5 * self.player.fps * min(1, self.speed):  # the last picture has stayed 1.5 s, or less if fast
+            if self.follow and max(self.run.policies) != self.player.train_step:
+                self.attempt(self.choose, "newest")
+            self.restart(not self.locked)
 
     def step(self, act=None, push_by=None):
         """One step of both, in lock-step; where one has ended, the other flies on."""
@@ -766,7 +764,7 @@ class Window:
         elif self.show_help:
             draw_help(self.surface, px)
         else:
-            self.draw_lines(where["title"].inflate(-16, -10), where["bar"].inflate(-16, -10))
+            self.draw_status(where["title"].inflate(-16, -10), where["bar"].inflate(-16, -10))
             self.attempt(self.draw_scenes, where["scene"])
             if where["panel"].w:
                 draw_panel(self.surface, where["panel"], self.player, self.episode, self.show_map, px)
@@ -775,14 +773,14 @@ class Window:
             draw_notice(self.surface, where["scene"], self.notice, px)
         self.dirty = False
 
-    def draw_lines(self, title, bar):
+    def draw_status(self, title, bar):
         """What is flying, and how."""
-        player, config, score = self.player, self.player.policy.config, self.player.policy.meta.get("evaluation")
+        player, config, score = self.player, self.player.policy.config, self.player.policy.meta["evaluation"]
         name = f"{player.env_id}   {config.algo}   step {player.train_step:,}"
         name += "" if score is None else f"   eval {score:.1f}"
-        last = [row["return"] for row in self.results.get((*player.identity, False), {}).values()][-10:]
-        record = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
-        text_pair(self.surface, title, name, record if title.w > 40 * self.px else "", self.px, TEXT, DIM)
+        last = [row["return"] for row in self.results.get(player.identity, {}).values()][-10:]
+        recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
+        text_pair(self.surface, title, name, recent if title.w > 40 * self.px else "", self.px, TEXT, DIM)
         if pygame.display.get_init():
             pygame.display.set_caption(name)
         speed = "max" if self.speed == SPEEDS[-1] else f"{self.speed:g}x"
@@ -798,13 +796,10 @@ class Window:
         h, w = self.player.frame().shape[:2]
         px, parts = self.px + 4, split(rect, [None] * len(self.players), across=rect.w / w >= rect.h / h)
         for player, part, color in zip(self.players, parts, (ORANGE, BLUE)):
-            h, w = player.frame().shape[:2]
-            place = pygame.Rect(0, 0, w, h).fit(part.inflate(-4, -4))
-            scene = pygame.image.frombuffer(player.frame(), (w, h), "RGB")
+            scene = pygame.image.frombuffer(player.frame(), player.frame().shape[1::-1], "RGB")
+            place = scene.get_rect().fit(part.inflate(-4, -4))
             self.surface.blit(pygame.transform.smoothscale(scene, place.size), place)
-            caption = f"{player.episode.ret:.1f}"
-            if self.pinned:
-                caption += f"   step {player.train_step:,}" + "   pinned" * (player is self.pinned)
+            caption = f"{player.episode.ret:.1f}   step {player.train_step:,}" + "   pinned" * (player is self.pinned)
             if self.pinned or not self.panes()["panel"].w:
                 line = pygame.Rect(place.x + 6, place.y + 4, part.right - place.x - 12, px)
                 self.surface.fill(BACK, (*place.topleft, min(font(px).size(caption)[0], line.w) + 12, px + 4))
@@ -859,12 +854,13 @@ def watch(options):
         pygame.event.pump()  # events wait in the queue; a window that never asked for them would be called hung
         time.sleep(0.03)
     loading.result()  # raises what the import raised
+    window.open(path)
     try:
-        window.open(path)
         window.loop()
     finally:
         if window.film:
             window.attempt(window.record_gif)
+            print(window.notice)
         lines = [SUMMARY.format(**row) for row in summary(window.results)]
         print("\n".join(lines or ["no episode was flown to its end without help"]))
 
@@ -880,14 +876,13 @@ def headless(options):
     pygame.font.init()
     window = Window(pygame.Surface(SIZE), options)
     window.open(path)
-    steps = [window.run.best] if options.tour is None else list(window.run.policies)
-    chosen = np.linspace(0, len(steps) - 1, min(options.tour or 1, len(steps))).round().astype(int)
+    files = list(window.run.policies.values()) if options.tour else [window.run.policies[window.run.best]]
     if options.gif:
         window.film = Gif(options.gif, window.player.fps)
     window.episode, window.notice_for = 0, 0.0
-    for file in [window.run.policies[steps[i]] for i in chosen]:
+    for i in np.linspace(0, len(files) - 1, min(options.tour or 1, len(files))).round().astype(int):
         for window.seed in range(options.seed, options.seed + options.episodes):
-            window.show(file)
+            window.show(files[i])  # which flies that seed
             while not window.over:
                 window.step()
             row = window.player.row
@@ -896,14 +891,11 @@ def headless(options):
         window.draw()
     if window.notice_for:  # a picture that could not be drawn
         raise ValueError(window.notice)
-    try:
-        if options.png:
-            with open(options.png, "wb") as file:
-                pygame.image.save(window.surface, file, "png")
-        if options.gif:
-            window.film.save()
-    except (OSError, pygame.error) as error:
-        raise ValueError(f"cannot save: {error}") from None
+    if options.png:
+        with open(options.png, "wb") as file:
+            pygame.image.save(window.surface, file, "png")
+    if options.gif:
+        window.film.save()
     for row in summary(window.results):
         if options.json or row["episodes"] > 1:
             print(json.dumps({"summary": True} | row) if options.json else SUMMARY.format(**row))
@@ -936,9 +928,9 @@ def parse(argv):
     for file in options.png, options.gif:
         if file is not None and (Path(file).is_dir() or not Path(file).parent.is_dir()):
             refuse(f"cannot save a picture as {file}")
-    short = bool(options.png or options.gif or options.tour is not None)
+    short = options.png or options.gif or options.tour
     options.headless = options.headless or options.json or short
-    options.drawn = bool(options.png or options.gif or not options.headless)
+    options.drawn = options.png or options.gif or not options.headless
     options.episodes = options.episodes or (1 if short else 20)
     return options
 

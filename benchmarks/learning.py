@@ -5,7 +5,7 @@
 
 Each seed is one `python ddpg.py` process, timed from start to exit; further arguments are passed on to it. All scores
 are over the 100 test episodes (environment seeds 0 to 99), which neither training nor the choice of the best policy
-saw. "solved" is the first snapshot in the run's folder (there is one per 2 % of the preset's total steps) whose mean
+saw. "solved" is the first snapshot in the run's folder (one per 2 % of the total steps, then best.npz) whose mean
 reaches the target; a snapshot whose first 20 episodes fall far short is passed over, which can only delay it.
 """
 
@@ -25,16 +25,15 @@ sys.path.insert(0, str(ROOT))
 import ddpg  # noqa: E402
 
 
-def returns_of(path, env, episodes):
+def returns_of(path, episodes):
     policy = ddpg.load(path)
-    _, make_env = ddpg.env_makers(ddpg.replace(policy.config, env=env))
-    return ddpg.evaluate(policy, make_env, range(episodes))[0]
+    return ddpg.evaluate(policy, ddpg.env_maker_of(policy, env=policy.meta["env"]), range(episodes))[0]
 
 
-def first_solved(folder, env, target):
+def first_solved(folder, target):
     for snapshot in sorted((folder / "policies").iterdir()) + [folder / "best.npz"]:
-        quick = returns_of(snapshot, env, 20)
-        if quick.mean() >= target - 2 * quick.std() and returns_of(snapshot, env, 100).mean() >= target:
+        quick = returns_of(snapshot, 20)
+        if quick.mean() >= target - 2 * quick.std() and returns_of(snapshot, 100).mean() >= target:
             return ddpg.load(snapshot).meta["step"]
     return None
 
@@ -42,14 +41,14 @@ def first_solved(folder, env, target):
 def run_seed(env, seed, target, flags):
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "run"
-        command = [sys.executable, ROOT / "ddpg.py", "--env", env, "--seed", seed, "--out", folder, "--json", *flags]
+        command = [sys.executable, ROOT / "ddpg.py", *flags, "--env", env, "--seed", seed, "--out", folder, "--json"]
         began = time.perf_counter()
         summary = json.loads(subprocess.run(list(map(str, command)), check=True, capture_output=True, text=True).stdout)
         seconds = time.perf_counter() - began
-        returns = returns_of(folder / "best.npz", env, 100)
+        returns = returns_of(folder / "best.npz", 100)
         last = (folder / "progress.csv").read_text().splitlines()[-1].split(",")[0]
         result = dict(
-            seed=seed, solved=first_solved(folder, env, target), best_step=summary["step"], steps=int(last),
+            seed=seed, solved=first_solved(folder, target), best_step=summary["step"], steps=int(last),
             best_mean=returns.mean(), best_std=returns.std(), reached=float((returns >= target).mean()), seconds=seconds,
         )  # fmt: skip
         print(json.dumps(result), flush=True)
@@ -57,7 +56,8 @@ def run_seed(env, seed, target, flags):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", required=True)
     parser.add_argument("--target", type=float, required=True, help="mean return that counts as solved")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds")
@@ -69,8 +69,9 @@ def main():
         seeds = range(options.first_seed, options.first_seed + options.seeds)
         results = list(pool.map(lambda seed: run_seed(options.env, seed, options.target, flags), seeds))
     solved = [r["solved"] for r in results]
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     report = dict(
-        env=options.env, flags=flags, target=options.target, jobs=options.jobs, versions=ddpg.VERSIONS,
+        env=options.env, commit=commit, flags=flags, target=options.target, jobs=options.jobs, versions=ddpg.VERSIONS,
         machine=f"{platform.machine()}, Python {platform.python_version()}", seeds_solved=sum(s is not None for s in solved),
         median_steps=statistics.median(float("inf") if s is None else s for s in solved),
         max_steps=max(float("inf") if s is None else s for s in solved),

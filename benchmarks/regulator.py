@@ -1,8 +1,8 @@
 """A regulator with d dimensions: an example of an environment of your own, and how far DDPG gets in it.
 
     cd benchmarks
-    python ../ddpg.py --env regulator:Regulator-v0 --env-kwargs '{"d": 16}' --algo ddpg
-    python regulator.py --d 16 --total-steps 5000          the final policies of 3 seeds over 100 test episodes
+    python ../ddpg.py --env regulator:Regulator-v0 --env-kwargs '{"d": 16}' --algo ddpg --total-steps 20000
+    python regulator.py --d 16 --total-steps 5000          3 seeds; the last row of each is over 100 test episodes
     python regulator.py --d 64 --total-steps 30000
     python regulator.py --d 256 --total-steps 200000 --learning-starts 100000 --hidden 1024 --gamma 0 --reward-scale 1 \\
         --actor-lr 3e-5 --critic-lr 3e-4 --noise-sigma 0.3
@@ -58,6 +58,7 @@ def main():
     parser.add_argument("--total-steps", type=int, default=5_000)
     for name, value in settings.items():
         kind = dict(nargs="+", type=int) if name == "hidden" else dict(type=type(value))
+        kind = dict(action=argparse.BooleanOptionalAction) if value is False else kind
         parser.add_argument(f"--{name.replace('_', '-')}", default=value, **kind)
     options = vars(parser.parse_args())
     d, seeds = options.pop("d"), options.pop("seeds")
@@ -67,7 +68,7 @@ def main():
 
     for seed in range(seeds):
         for run in Training(Config(**options, env="Regulator-v0", env_kwargs={"d": d}, seed=seed), make):
-            if run.step % max(1, options["total_steps"] // 10) == 0:
+            if run.step % max(1, options["total_steps"] // 10) == 0 or run.step == options["total_steps"]:
                 returns, lengths = evaluate(run.agent, make, range(100 if run.step == options["total_steps"] else 3))
                 print(f"d {d} seed {seed} step {run.step} return {returns.mean():.1f} +- {returns.std():.1f} "
                       f"length {lengths.mean():.0f}", flush=True)

@@ -9,10 +9,11 @@
 PEERS_PYTHON is an interpreter with stable-baselines3 (and, for CleanRL, tyro and tensorboard); CLEANRL is a checkout,
 whose two files run from copies with nothing changed but the widths. `--write FILE` keeps all rounds as JSON.
 
-Each program runs in a process of its own, one at a time, in turn. All are measured in the same way from outside: the
-environment that `gymnasium.make` gives them notes the time at two of its steps, both after learning began. Evaluation
-and logging are what each does by default; ours does not evaluate in `steps`. CleanRL's DDPG moves its actor at every
-second step, so ours does so beside it.
+Each program runs in a process of its own, one at a time, in turn. In `steps` the clock runs between the same two steps
+of each, after learning began: of the others as their environment sees them, of ours as `Training` yields them. Logging is
+what each does by default, and nobody evaluates. CleanRL's DDPG moves its actor at every second step, so ours does so beside it.
+In `solve` all are evaluated alike and equally often, and have a new seed in each round; ours also ends its process, with
+the final test of 100 episodes, while the others are stopped at once.
 """
 
 import argparse
@@ -36,7 +37,7 @@ sys.path.insert(0, str(ROOT))
 import ddpg  # noqa: E402
 
 WARM_UP = 1_000
-SOLVE = {"Pendulum-v1": (-160, 1_000), "LunarLanderContinuous-v3": (200, 5_000)}  # target, steps between evaluations
+SOLVE = {"Pendulum-v1": (-160, 500), "LunarLanderContinuous-v3": (200, 5_000)}  # target, steps between evaluations
 ZOO = dict(learning_rate=1e-3, policy_kwargs=dict(net_arch=[400, 300]), batch_size=256, gamma=0.98, buffer_size=200_000,
            learning_starts=10_000, train_freq=1, gradient_steps=1)  # rl-zoo's settings of DDPG and TD3 for both
 
@@ -65,17 +66,10 @@ class OldVector(gym.vector.SyncVectorEnv):
         return *result, {"final_observation": infos.get("final_obs")}
 
 
-def run_program(program, env, algo, threads, on_step, width=None, batch=None, cleanrl=None):
+def run_program(program, env, algo, threads, on_step, width=None, batch=None, cleanrl=None, seed=0):
     """Train with one program, in this process, until `on_step` ends it."""
     torch.set_num_threads(threads)
-    make, first = gym.make, []
-
-    def make_watched(*args, **kwargs):
-        if first:  # environments for evaluation
-            return make(*args, **kwargs)
-        first.append(Watched(make(*args, **kwargs), on_step))
-        return first[0]
-
+    make = gym.make
     if program.startswith("ours"):
         delay = 2 if program == "ours, delay 2" else None
         config = ddpg.Config(env=env, algo=algo, hidden=(width, width), batch_size=batch, learning_starts=WARM_UP,
@@ -84,7 +78,7 @@ def run_program(program, env, algo, threads, on_step, width=None, batch=None, cl
         for _ in ddpg.Training(config, threads=threads):  # which makes a new environment for each episode
             on_step(count)
             count += 1
-    gym.make = make_watched
+    gym.make = lambda *args, **kwargs: Watched(make(*args, **kwargs), on_step)
     if program == "sb3":
         import stable_baselines3
 
@@ -94,7 +88,7 @@ def run_program(program, env, algo, threads, on_step, width=None, batch=None, cl
         if width is None:
             noise = stable_baselines3.common.noise.NormalActionNoise(np.zeros(env.action_space.shape), 0.1 * np.ones(env.action_space.shape))
             own = own | dict(action_noise=noise)
-        run_program.model = model = getattr(stable_baselines3, algo.upper())("MlpPolicy", env, seed=0, device="cpu", **own)
+        run_program.model = model = getattr(stable_baselines3, algo.upper())("MlpPolicy", env, seed=seed, device="cpu", **own)
         model.learn(10**9)
     gym.vector.SyncVectorEnv = OldVector
     with tempfile.TemporaryDirectory() as folder:
@@ -106,7 +100,7 @@ def run_program(program, env, algo, threads, on_step, width=None, batch=None, cl
         Path("program.py").write_text(text)
         sys.path.insert(0, cleanrl)
         flags = [] if width is None else ["--learning-starts", str(WARM_UP), "--batch-size", str(batch)]
-        sys.argv = ["program.py", "--env-id", env, "--total-timesteps", "1000000", "--no-cuda", *flags]
+        sys.argv = ["program.py", "--env-id", env, "--total-timesteps", "1000000", "--no-cuda", "--seed", str(seed), *flags]
         runpy.run_path("program.py", run_name="__main__")
 
 
@@ -194,7 +188,7 @@ def solve(options):
         for name, algo in ("sb3", "ddpg"), ("sb3", "td3"), ("cleanrl", "ddpg"), ("cleanrl", "td3"):
             if (options.python if name == "sb3" else options.cleanrl) and seed < options.peer_rounds:
                 row[f"{name} {algo}"] = in_a_process(options.python, "solve", 2 * options.max_seconds, program=name, env=options.env,
-                                                     algo=algo, threads=2, max_seconds=options.max_seconds, cleanrl=options.cleanrl)
+                                                     algo=algo, threads=2, max_seconds=options.max_seconds, cleanrl=options.cleanrl, seed=seed)
         print(f"seed {seed}: " + ", ".join(f"{k} {'' if v['solved'] else '> '}{v['seconds']:.1f} s" for k, v in row.items()), flush=True)
         report.append(row)
     return report
@@ -346,6 +340,7 @@ def state(options):
             report["resume"].append(time.perf_counter() - saved)
         print(f"{len(run.buffer):,} rows, {path.stat().st_size / 1e6:.0f} MB: " + ", ".join(
             f"{name} {min(times):.2f} to {max(times):.2f} s" for name, times in report.items()))
+        report["bytes"] = path.stat().st_size
     return report
 
 
@@ -355,7 +350,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("steps", "solve", "parts", "growth", "state"))
     parser.add_argument("--python", help="interpreter with stable-baselines3")
-    parser.add_argument("--cleanrl", help="checkout of CleanRL")
+    parser.add_argument("--cleanrl", type=os.path.abspath, help="checkout of CleanRL; needs --python")
     parser.add_argument("--env", default="Pendulum-v1", choices=SOLVE, help="of solve")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer-rounds", type=int, default=10**6, help="of solve: peers only in the first rounds")
@@ -365,7 +360,7 @@ def main():
     report = globals()[options.what](options)
     if options.write:
         cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.processor())
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+        commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         head = dict(cpu=cpu, cores=os.cpu_count(), instructions=torch.backends.cpu.get_cpu_capability(), versions=ddpg.VERSIONS, commit=commit)
         Path(options.write).write_text(json.dumps(head | {"rounds": options.rounds, options.what: report}, indent=1) + "\n")
 

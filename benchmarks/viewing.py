@@ -22,7 +22,7 @@ import viewer  # noqa: E402
 
 class Measured(viewer.Window):
     def phase(self, seconds):
-        """Let the loop run for a while -> rounds, pictures and steps of both, each per second, and ms per picture."""
+        """Let the loop run for a while -> rounds and pictures per second, speed factor, ms per picture, share of a CPU."""
         self.alive, self.until, self.rounds, self.drawn, self.played = True, time.perf_counter() + seconds, 0, [], 0
         began, cpu = time.perf_counter(), time.process_time()
         self.loop()
@@ -47,7 +47,7 @@ class Measured(viewer.Window):
 
 def first_picture(run):
     """Seconds from the start of the process to the first picture in the window."""
-    code = ("import os, sys, time; began = time.time(); sys.path.insert(0, sys.argv[1]); import viewer; flip = viewer.pygame.display.flip\n"
+    code = ("import os, sys, time; sys.path.insert(0, sys.argv[1]); import viewer; flip = viewer.pygame.display.flip\n"
             "def first(): flip(); print(time.time() - float(os.environ['BEGAN']), flush=True); os._exit(0)\n"
             "viewer.pygame.display.flip = first; viewer.main(sys.argv[2:])")
     result = subprocess.run([sys.executable, "-c", code, ROOT, run], env=os.environ | {"BEGAN": str(time.time())},
