@@ -218,7 +218,7 @@ def bmm(a, b, bias=None, out=None):
 
 
 def large_bmm(a, b, bias=None, out=None):
-    """bmm by oneDNN, in half of MKL's time on an AMD processor; thin ones go elsewhere. To be skipped at first."""
+    """bmm by oneDNN, in half of MKL's time on an AMD processor; thin ones go elsewhere. Skip it at first."""
     if len(b) > 1 and b.shape[-1] == 1:  # columns, which take MKL up to ten times as long as the same numbers as rows
         row = b.view(len(b), 1, -1)
         return bmm(row, a.mT, bias, out if out is None else out.view(len(b), 1, -1)).mT
@@ -533,7 +533,7 @@ class Agent:
                 self.metrics.lerp_(latest, max(0.1, self.measure_every / self.updates))
 
     def is_finite(self):
-        """Whether actor and critic have not diverged."""
+        """Whether all numbers of actor and critic are finite."""
         return all(bool(network.flat.isfinite().all()) for network in (self.actor, self.critic))
 
     def save(self, path, env, step, evaluation=None):
@@ -787,7 +787,7 @@ KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "reported"
 
 
 def tune(threads):
-    """Make this process fast at training, all of it."""
+    """Make training fast, by settings of the whole process."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # numbers too small to matter would make every layer many times slower
     # glibc would give back to the system, page by page, what large layers free, and ask for it again at every update
@@ -830,7 +830,7 @@ class Training:
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
         self.reported = False  # whether this step has been evaluated and yielded
-        self.between_steps = True  # else a step is half done, from which the run cannot be gone on with
+        self.between_steps = True  # else a step is half done, from which the run cannot go on
         self.evaluating = False  # whether an evaluation is under way, which a signal may interrupt
 
     def __iter__(self):
@@ -997,7 +997,7 @@ def record(run, folder):
     """Iterate over a Training and keep its folder. When the iteration ends between two steps, the state is saved.
 
     A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
-    An agent that has diverged is not saved: what there is of a better one stays.
+    An agent that has diverged is not saved: the files of the last sound one stay.
     """
     folder = Path(folder)
     info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device),
@@ -1186,7 +1186,9 @@ def train_command(options, explicit):
     except KeyboardInterrupt:
         pass
     except EnvError as error:
-        raise EnvError(f"{error}\nthe last sound agent is saved in {folder}") from error.__cause__
+        saved = (f"the agent of step {run.step:,} is saved in {folder}" if run.agent.is_finite() else
+                 f"the agent has diverged, {folder} keeps what was saved before: try lower --actor-lr and --critic-lr")
+        raise EnvError(f"{error}\n{saved}") from error.__cause__
     finally:
         steps.close()  # which saves
         for number in signal.SIGINT, signal.SIGTERM:

@@ -1106,6 +1106,9 @@ def test_run_folder_has_what_the_viewer_and_benchmarks_rely_on(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert Config(**config["config"]) == Config.preset(
         seed=1, total_steps=700, learning_starts=200, eval_every=350, eval_episodes=3, hidden=(32, 32), batch_size=32)
+    w = open_window(folder)
+    assert [step for step, _ in w.run.curve] == [0, 350, 700] and list(w.run.policies) == steps
+    assert any(f"eval {w.player.policy.meta['evaluation']:.1f}" in words for words in words_on(w))
 
 
 def test_a_policy_file_is_plain_arrays_and_loads_to_the_same_agent(tmp_path):
@@ -1320,8 +1323,16 @@ def test_an_agent_that_has_diverged_does_not_replace_a_sound_one(tmp_path):
     with pytest.raises(ddpg.EnvError, match="action"):
         for _ in ddpg.record(run, folder):
             pass
-    assert load(folder / "last.npz").meta["step"] == 50 and load(folder).act(np.ones(2)).shape == (1,)
+    assert not run.agent.is_finite() and load(folder / "last.npz").meta["step"] == 50 and load(folder).act(np.ones(2)).shape == (1,)
     assert np.isfinite(ddpg.read_npz(folder / "state.npz")[0]["agent.actor"]).all() and ddpg.resume(folder, Toy).step == 0
+
+
+def test_who_trains_an_agent_that_diverges_is_told(tmp_path, monkeypatch, capsys):
+    update = Agent.update
+    monkeypatch.setattr(Agent, "update", lambda agent, batch: (update(agent, batch), agent.updates == 9 and agent.actor.flat.fill_(np.nan)))
+    assert ddpg.main([*QUICK, "--quiet", "--out", str(tmp_path / "run")]) == 1
+    error, told = capsys.readouterr().err.splitlines()
+    assert "action [nan]" in error and "diverged" in told and "--actor-lr" in told and load(tmp_path / "run").meta["step"] == 0
 
 
 @pytest.mark.parametrize("n_step, until", [(1, 5), (3, 5), (3, 2)])
@@ -1376,7 +1387,8 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
 
 
 BUSY = {  # flags that keep a training busy with one thing, and when to signal it
-    "warm-up": "--learning-starts 1000000 --total-steps 1000000", "updates": "--updates-per-step 20 --total-steps 1000000",
+    "warm-up": "--learning-starts 1000000 --total-steps 1000000 --eval-every 0",
+    "updates": "--updates-per-step 20 --total-steps 1000000 --eval-every 0",
     "evaluation": "--eval-episodes 10000", "saving": "--total-steps 1000000",
 }
 
@@ -1415,7 +1427,7 @@ def test_a_second_signal_exits_at_once(tmp_path, monkeypatch):
 
     def main():
         os.fsync = slow
-        return ddpg.main(["--out", "run", "--total-steps", "1000000", "--learning-starts", "1000000", "--quiet"])
+        return ddpg.main(["--out", "run", "--total-steps", "1000000", "--learning-starts", "1000000", "--eval-every", "0", "--quiet"])
 
     pid, path = in_a_child(main), tmp_path / "run" / "state.npz"
     wait_for(path.exists)
@@ -1553,7 +1565,7 @@ def test_an_environment_that_misbehaves_ends_the_training_with_the_agent_saved(t
     field = "out of fuel" if what == "raises" else what.split()[1]
     assert field in lines[0] and "at step 7 of the episode with seed" in lines[0] and ("Traceback" in error) == (what == "raises")
     assert what == "raises" or error.count("\n") == 2
-    assert lines[1] == "the last sound agent is saved in run" and load("run/last.npz").meta["step"] == 6
+    assert lines[1] == "the agent of step 6 is saved in run" and load("run/last.npz").meta["step"] == 6
 
 
 # ------------------------------------------------------------------------------------- never run a stranger's code
@@ -1768,7 +1780,8 @@ def test_bad_input_exits_2_with_a_word_on_what_to_do_and_writes_nothing(tmp_path
 
 def test_a_replay_that_does_not_fit_is_refused(tmp_path):
     def main():
-        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, resource.RLIM_INFINITY))
+        mapped = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (mapped + (16 << 30), resource.RLIM_INFINITY))
         return ddpg.main(["--buffer-size", "1000000000", "--out", str(tmp_path / "run")])
 
     assert exit_code(in_a_child(main, tmp_path / "log")) == 2
@@ -2148,6 +2161,7 @@ def test_an_episode_seen_again_is_still_one(run):
     finish(w)
     w.player.seek(190)
     w.player.step(np.ones(1))
+    assert len(w.player.tape) == 191
     finish(w)
     assert w.player.row["assisted"] and [list(rows.values()) for rows in w.results.values()] == [[w.pinned.row]]
 
@@ -2179,9 +2193,9 @@ def test_a_seed_that_the_environment_refuses_leaves_the_episode_flying(run, monk
     finish(w)
     assert [list(rows) for rows in w.results.values()] == [[0]]
     w.notice_for = 0
-    while not w.paused:
+    for _ in range(100):
         w.update(0.25)
-    assert "refused" in w.notice and w.seed == 0
+    assert w.paused and "refused" in w.notice and w.seed == 0
     press(w, pygame.K_r, "r")
     assert w.player.t == 0
 
@@ -2391,15 +2405,14 @@ def test_every_key(run, tmp_path, still):
     assert set(viewer.ACTION_OF) <= pressed
 
 
-def test_everything_works_by_mouse_too(run):
+def test_everything_works_by_mouse_too(run, monkeypatch):
     """A click below the scene opens the key table, and a click on a row does what its key does."""
     rows = {meaning: i for i, (_, _, meaning) in enumerate(viewer.KEYS)}
 
     def choose(meaning):
         w.show_help = False
         click(w, w.panes()["bar"].center)
-        assert w.show_help
-        pixels(w)
+        assert w.show_help and words_on(w) == [word for keys, _, meaning in viewer.KEYS for word in (keys, meaning)]
         click(w, viewer.table(w.surface.get_rect(), len(rows))[rows[meaning]].center)
         assert not w.show_help and w.notice_for <= 0, w.notice
 
@@ -2416,6 +2429,12 @@ def test_everything_works_by_mouse_too(run):
         assert state() != before, meaning
         if meaning == "panel":
             choose(meaning)  # it has the map
+    for _, action, meaning in viewer.KEYS:
+        called = []
+        if action:
+            monkeypatch.setattr(w, action[0], lambda *arguments: called.append((action[0], *arguments)))
+        choose(meaning)
+        assert called == ([action] if action and action[-1] != "show_help" else []), meaning
 
 
 def test_keys_that_repeat(run):
@@ -2445,14 +2464,156 @@ def test_flying_and_pushing(run, still):
     scene = w.panes()["scene"]
     click(w, scene.center, release=False)
     post(w, pygame.event.Event(pygame.MOUSEMOTION, pos=(scene.centerx + 100, scene.centery), rel=(0, 0), buttons=(1, 0, 0)))
-    before = w.player.trail[0][2]
     w.update(0.04)
-    assert abs(w.player.trail[1][2] - before) > 0.1 and w.player.assisted
+    plain = viewer.Player(w.player.policy, render=False)
+    plain.start(0)
+    plain.step()
+    assert w.player.trail[1][2] < plain.trail[1][2] - 0.1 and w.player.assisted
     post(w, pygame.event.Event(pygame.MOUSEBUTTONUP, button=1, pos=scene.center))
     w.update(0.04)
     assert not w.player.tape[-1][2]
     finish(w)
     assert w.player.row["assisted"] and not list(viewer.summary(w.results))
+
+
+def test_a_push_goes_where_the_mouse_goes(run):
+    w = open_window(run)
+    x, y = w.panes()["scene"].center
+    click(w, (x, y), release=False)
+    assert w.touch() == (None, None)  # a click alone is no push
+    post(w, pygame.event.Event(pygame.MOUSEMOTION, pos=(x + 30, y - 60), rel=(0, 0), buttons=(1, 0, 0)))
+    right, up = w.touch()[1]
+    assert 0 < right and np.isclose(up, 2 * right)
+    xy = lambda v: (v.x, v.y)
+    for name, velocity in {
+        LANDER: lambda e: xy(e.lander.linearVelocity), "BipedalWalker-v3": lambda e: xy(e.hull.linearVelocity),
+        PENDULUM: lambda e: -e.state[1] * np.array([np.cos(e.state[0]), np.sin(e.state[0])]),  # of its tip
+        "MountainCarContinuous-v0": lambda e: (e.state[1], 0),
+    }.items():
+        env = gym.make(name).unwrapped
+        env.reset(seed=0)
+        for by in [(1, 0), (0, 1)][: 1 if "Car" in name else 2]:
+            before = np.array(velocity(env))
+            viewer.push(env, *by)
+            assert np.dot(velocity(env) - before, by) > 0, (name, by)
+
+
+def test_where_the_arrows_go(tmp_path):
+    LEFT, RIGHT, UP, DOWN = viewer.ARROWS
+    for env, dims, acts in [
+        (PENDULUM, None, {(LEFT,): [1], (RIGHT,): [-1], (LEFT, RIGHT): [0], (UP,): None}),
+        (LANDER, None, {(UP, LEFT): [1, -1], (RIGHT,): [0, 1], (DOWN,): None}),
+        ("MountainCarContinuous-v0", (2, [-1.0], [1.0]), {(LEFT,): [-1], (RIGHT,): [1], (UP,): None}),
+        ("BipedalWalker-v3", (24, [-1.0] * 4, [1.0] * 4), {(LEFT, UP): [-1, 1, 0, 0], (RIGHT, DOWN): [1, -1, 0, 0]}),
+    ]:
+        w = open_window(make_policy(tmp_path / "policy.npz", env, dims=dims))
+        for w.held, act in acts.items():
+            assert np.array_equal(w.touch()[0], act), (env, act)
+
+
+def test_speeds(run, still, monkeypatch):
+    w = open_window(run)
+    for by, steps, words in (-3, 4, "0.125x (0.1x)"), (0, 37, "1x (1.0x)"), (2, 150, "4x (4.0x)"):
+        w.change_speed(by)
+        w.restart()
+        for _ in range(10):
+            w.update(1 / 8)
+        assert w.player.t == steps and any(line.startswith(words) for line in words_on(w))
+    clock = itertools.count()
+    monkeypatch.setattr(viewer.time, "perf_counter", lambda: 0.009 * next(clock))
+    w.speed = viewer.SPEEDS[-1]
+    w.restart()
+    w.update(0.2)
+    assert 0 < w.player.t < 5  # 0.02 s of steps, then the window answers again
+
+
+def test_going_on_after_a_step_back_keeps_the_pace(run):
+    w = open_window(run)
+    finish(w)
+    for _ in range(5):
+        w.update(0.25)  # its last picture stays
+    for _ in range(10):
+        w.step_by(-1)
+    press(w, pygame.K_SPACE, " ")
+    w.update(0.02)
+    assert 190 <= w.player.t <= 191
+
+
+def test_notices_go_by_themselves_and_a_paused_window_rests(run):
+    w, drawn, rounds = open_window(run), [], []
+    w.paused = True
+    press(w, pygame.K_HOME)
+    press(w, pygame.K_PAGEUP)
+    shown = lambda: "there is no previous snapshot" in words_on(w)
+    assert shown()
+    w.update(4.9)
+    assert shown() and not w.dirty
+    w.update(0.2)
+    assert w.dirty and not shown()
+    update, draw = w.update, w.draw
+    w.update = lambda dt: (update(dt), rounds.append(dt), len(rounds) == 12 and w.quit())
+    w.draw = lambda: (drawn.append(1), draw())
+    w.dirty = True
+    pygame.event.clear()
+    w.loop()
+    assert 1 <= len(drawn) < 4
+
+
+def test_the_critic_is_drawn_with_what_came(run, monkeypatch):
+    w, drawn, real = open_window(run), [], viewer.draw_plot
+    monkeypatch.setattr(viewer, "draw_plot", lambda surface, rect, curves, *rest: (drawn.append(curves), real(surface, rect, curves, *rest)))
+    for go in w.step, lambda: finish(w):
+        go()
+        drawn.clear()
+        w.draw()
+        p = w.player
+        assert drawn == [[(p.predicted(), viewer.ORANGE, False), (p.realised() if p.over else [], viewer.BLUE, True)],
+                         [(p.rewards, viewer.BLUE, False)]]
+    surface = pygame.Surface((300, 100))
+    real(surface, surface.get_rect(), [(list(range(100)), viewer.BLUE, True)], 100, 14)
+    line = np.argwhere((pygame.surfarray.array3d(surface) == viewer.BLUE).all(2))
+    assert line[0, 1] > line[-1, 1] + 50 and 100 < len(set(line[:, 0])) < 200  # it rises, in dashes
+
+
+def test_what_the_panel_says(tmp_path):
+    w = open_window(make_policy(tmp_path / "policy.npz", LANDER))
+    for _ in range(9):
+        w.step(np.array([0.25, -1.0]))
+    assert {f"{value:+.2f}" for value in w.player.trail[-1]} | {"+0.25", "-1.00", "step 9/1000   assisted"} <= set(words_on(w))
+    surface = pygame.Surface((300, 60))  # bars from x = 80 to 236, at y = 0 and 20
+    viewer.draw_gauges(surface, surface.get_rect(), w.player, np.array([0.5, -0.75]), False, 16)
+    seen = pygame.surfarray.array3d(surface)
+    for y, color, ends in (1, viewer.LINE, (80, 157)), (21, viewer.LINE, (119, 196)), (8, viewer.ORANGE, (158, 196)), (28, viewer.BLUE, (99, 157)):
+        columns = np.flatnonzero((seen[:, y] == color).all(1))
+        assert np.allclose((columns.min(), columns.max()), ends, atol=2)
+
+
+def test_the_policy_map(run):
+    w = open_window(run)
+    for _ in range(9):
+        w.step()
+    image, policy = pygame.surfarray.array3d(viewer.policy_image(w.player.policy)), w.player.policy
+    for x, y in (10, 5), (48, 30), (80, 60):
+        angle, velocity = np.interp(x, (0, 95), viewer.ANGLES), np.interp(y, (0, 63), (8, -8))
+        unit = policy.act(np.float32([np.cos(angle), np.sin(angle), velocity]))[0] / 2
+        color = viewer.FIELD + np.subtract(viewer.ORANGE if unit > 0 else viewer.BLUE, viewer.FIELD) * abs(unit)
+        assert np.abs(image[x, y] - color).max() < 2
+    surface = pygame.Surface((200, 120))
+    viewer.draw_map(surface, surface.get_rect(), w.player)
+    ring = np.argwhere((pygame.surfarray.array3d(surface) == viewer.YELLOW).all(2)).mean(0)
+    cos, sin, velocity = w.player.trail[-1]
+    assert np.allclose(ring, (np.interp(np.arctan2(sin, cos), viewer.ANGLES, (0, 199)), np.interp(velocity, (-8, 8), (119, 0))), atol=1.5)
+
+
+def test_the_timeline_shows_the_curve_and_who_flies(run):
+    w = open_window(run)
+    area = w.panes()["timeline"]
+    where = lambda color: np.argwhere((pixels(w)[area.x : area.right, area.y : area.bottom] == color).all(2))
+    (x0, y0), (x1, y1) = where(viewer.BLUE)[[0, -1]]
+    assert x0 < 20 and x1 > area.w - 20 and y0 > y1 + 40 and "B" in words_on(w)  # from -1000 up to -700
+    for step in 2000, 0:
+        assert abs(where(viewer.ORANGE)[:, 0].mean() + area.x - viewer.timeline_x(area, w.run, step)) < 2
+        press(w, pygame.K_HOME)
 
 
 def test_timeline(run):
@@ -2510,7 +2671,7 @@ def test_live_follow(run):
     finish(w)
     for _ in range(8):
         w.update(0.25)
-    assert step_shown(w) == 3500 and w.follow
+    assert step_shown(w) == 3500 and w.follow and w.episode == 2
     press(w, pygame.K_PAGEUP)
     assert not w.follow and step_shown(w) == 3000
     press(w, pygame.K_END)
@@ -2533,6 +2694,10 @@ def test_waits_for_a_training_that_has_just_begun(tmp_path):
     assert not w.player
     pixels(w)
     press(w, pygame.K_n, "n")
+    for leave in (lambda: press(w, pygame.K_q, "q")), (lambda: post(w, pygame.event.Event(pygame.QUIT))):
+        leave()
+        assert not w.alive
+        w.alive = True
     make_policy(tmp_path / "policies" / "000000000000.npz", dims=(5, [-1.0], [1.0]))
     w.attempt(w.update, 1)
     assert "5 observations" in w.notice and not w.player
@@ -2596,6 +2761,20 @@ def test_what_goes_wrong_is_a_notice(run, monkeypatch):
     assert w.player.t
 
 
+def test_leaving_prints_the_summary(run, monkeypatch, capsys):
+    returns = []
+
+    def loop(window):
+        returns.append(finish(window))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(viewer.Window, "loop", loop)
+    assert viewer.main([str(run), "--noisy"]) == 130
+    out, r = capsys.readouterr().out, f"{returns[0]:.1f}"
+    assert out.startswith(f"viewer.py: {run}\n") and out.endswith(
+        f"1 episodes: return {r} ± 0.0 (min {r}, max {r}), length 200, {run / 'best.npz'} of step 2,000, deterministic: False\n")
+
+
 def test_leaving_saves_the_film(run, monkeypatch, capsys):
     monkeypatch.setattr(viewer.Window, "loop", lambda window: (window.record_gif(), window.step()))
     assert viewer.main([str(run)]) == 0
@@ -2622,6 +2801,10 @@ def test_a_film_of_two_ends_with_the_longer_one(tmp_path, monkeypatch):
     assert lengths[0] != lengths[1] and len(w.film.frames) == -(-max(lengths) // 2)
     assert w.film.durations == [40] * (len(w.film.frames) - 1) + [1500]
     assert [row["length"] for rows in w.results.values() for row in rows.values()] == sorted(lengths)
+    shown = " ".join(words_on(w))
+    assert all(f"{p.episode.ret:.1f}   step {p.train_step:,}" in shown for p in w.players) and "pinned" in shown
+    w.step_by(-1)
+    assert [p.t for p in w.players] == [min(t, max(lengths) - 1) for t in lengths]  # together: only the longer one goes back
 
 
 def test_closing_an_environment_leaves_the_window_open(run):
@@ -2656,6 +2839,59 @@ def test_headless_json(run, capsys):
     assert viewer.main([str(run), "--tour", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [row["train_step"] for row in rows if "seed" in row] == [0, 1000, 2000, 3000]
+    for flags, steps in (["--tour", "2"], [0, 3000]), (["--live", "--episodes", "1"], [3000]):
+        assert viewer.main([str(run), "--json", *flags]) == 0
+        rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["train_step"] for row in rows if "seed" in row] == steps
+    assert viewer.parse(["--headless"]).episodes == 20
+
+
+def test_noise_is_decided_by_the_seed(run, capsys):
+    def episode(*flags):
+        assert viewer.main([str(run), "--headless", "--episodes", "1", "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out.splitlines()[0])
+
+    noisy, plain = episode("--noisy"), episode()
+    assert noisy == episode("--noisy") and noisy["return"] != plain["return"]
+    assert plain["deterministic"] and not noisy["deterministic"]
+
+
+def test_printing_never_fails_without_a_window(run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed := io.BytesIO(), "ascii"))
+    assert viewer.main([str(run), "--headless", "--episodes", "2"]) == 0
+    sys.stdout.flush()
+    assert b"2 episodes: return" in printed.getvalue()
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    def nobody_reads():
+        os.dup2(writer, 1)
+        sys.stdout = open(1, "w", closefd=False)
+        return viewer.main([str(run), "--headless"])
+
+    assert exit_code(in_a_child(nobody_reads, errors=run / "errors")) == 1 and not (run / "errors").read_text()
+
+
+def test_ctrl_c_without_a_window_prints_the_summary(run, monkeypatch, capsys):
+    step, steps = viewer.Window.step, itertools.count()
+
+    def interrupted(window):
+        if next(steps) == 500:
+            raise KeyboardInterrupt
+        step(window)
+
+    monkeypatch.setattr(viewer.Window, "step", interrupted)
+    assert viewer.main([str(run), "--headless"]) == 130 and "2 episodes: return" in capsys.readouterr().out
+
+
+def test_without_a_target_the_newest_run_opens(run):
+    mine = Path("runs/mine")
+    mine.mkdir()
+    (mine / "config.json").touch()
+    for newest, other in (run, mine), (mine, run):
+        os.utime(newest, (2, 2))
+        os.utime(other, (1, 1))
+        assert viewer.find(None).samefile(newest)
 
 
 def test_png_and_gif(tmp_path, capsys, monkeypatch):
@@ -2693,6 +2929,8 @@ def test_bad_input(tmp_path, monkeypatch, capsys):
     (tmp_path / "cut.npz").write_bytes(good.read_bytes()[:2000])
     for name in "junk", "foreign", "cut":
         assert "cannot be read" in refused(capsys, f"{name}.npz", "--headless")
+    os.mkfifo("pipe.npz")
+    assert exit_code(in_a_child(lambda: viewer.main(["pipe.npz"]))) == 2
     assert viewer.main(["junk.npz"]) == 2
     out, err = capsys.readouterr()
     assert "cannot be read" in err and "episode" not in out
@@ -2771,13 +3009,15 @@ def test_real_window(run):
         deadline = time.time() + 20  # the caption names the policy once it flies
         window = []
         while time.time() < deadline:
-            window = xdotool("search", "--class", "viewer.py").split()
+            before, window = window, xdotool("search", "--class", "viewer.py").split()
+            if window and not before:  # a key before the first picture waits, and then stops the episode
+                xdotool("windowfocus", "--sync", window[0])
+                xdotool("key", "space")
             if window and "step 2,000" in xdotool("getwindowname", window[0]):
                 break
             time.sleep(0.1)
         assert window
-        xdotool("windowfocus", "--sync", window[0])
-        xdotool("key", "--delay", "60", "space", "Home", "s", "g", "period", "period", "g")
+        xdotool("key", "--delay", "60", "Home", "s", "g", "period", "period", "g")
         wait_for((run / f"{PENDULUM}-step0-seed0.gif").exists)
         picture = pygame.surfarray.array3d(pygame.image.load(run / f"{PENDULUM}-step0-seed0.png"))
         assert picture.shape[:2] == (1000, 640) and (picture > 240).all(2).mean() > 0.2  # the pendulum's white scene

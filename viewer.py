@@ -82,7 +82,7 @@ def read_run(folder):
 
 
 def under_way(folder):
-    """Whether a training is writing to it."""
+    """Whether a training on this machine is writing to it; on Windows, which has no such locks, --live says so."""
     try:
         os.close(ddpg.lock(folder))
         return False
@@ -542,7 +542,8 @@ class Window:
     def open(self, target):
         """Show a policy, or the best one of a run; of a training that is under way the newest, and each new one."""
         path = find(target)
-        run, follow = read_run(path), self.options.live or (not self.options.headless and under_way(path))
+        run = read_run(path)
+        follow = self.options.live or (path.is_dir() and not self.options.headless and under_way(path))
         if run:
             self.show(run.policies[max(run.policies) if follow else run.best], follow)
         elif self.player or self.options.headless or not self.options.live:
@@ -570,7 +571,7 @@ class Window:
 
     def step_by(self, by):
         """Pause, and step forward or back."""
-        self.paused, last = True, max(player.t for player in self.players)
+        self.paused, self.owed, last = True, 0.0, max(player.t for player in self.players)
         if by > 0:
             return self.step()
         for player in self.players:
@@ -724,8 +725,9 @@ class Window:
             if time.perf_counter() - began > 0.02:
                 self.owed = 0.0
         if self.owed > 1.5 * self.player.fps * min(1, self.speed):  # the last picture has stayed 1.5 s, or less if fast
-            if self.follow and max(self.run.policies) != self.player.train_step:
-                self.attempt(self.choose, "newest")
+            news = self.follow and max(self.run.policies) != self.player.train_step
+            if news and self.attempt(self.choose, "newest"):
+                self.episode -= 1  # it is counted below
             self.restart(not self.locked)
 
     def step(self, act=None, push_by=None):
@@ -876,29 +878,31 @@ def headless(options):
     pygame.font.init()
     window = Window(pygame.Surface(SIZE), options)
     window.open(path)
-    files = list(window.run.policies.values()) if options.tour else [window.run.policies[window.run.best]]
+    files = list(window.run.policies.values()) if options.tour else [window.player.policy.meta["path"]]
     if options.gif:
         window.film = Gif(options.gif, window.player.fps)
     window.episode, window.notice_for = 0, 0.0
-    for i in np.linspace(0, len(files) - 1, min(options.tour or 1, len(files))).round().astype(int):
-        for window.seed in range(options.seed, options.seed + options.episodes):
-            window.show(files[i])  # which flies that seed
-            while not window.over:
-                window.step()
-            row = window.player.row
-            print(json.dumps(row) if options.json else EPISODE.format(**row))
-    if options.png:
-        window.draw()
-    if window.notice_for:  # a picture that could not be drawn
-        raise ValueError(window.notice)
-    if options.png:
-        with open(options.png, "wb") as file:
-            pygame.image.save(window.surface, file, "png")
-    if options.gif:
-        window.film.save()
-    for row in summary(window.results):
-        if options.json or row["episodes"] > 1:
-            print(json.dumps({"summary": True} | row) if options.json else SUMMARY.format(**row))
+    try:
+        for i in np.linspace(0, len(files) - 1, min(options.tour or 1, len(files))).round().astype(int):
+            for window.seed in range(options.seed, options.seed + options.episodes):
+                window.show(files[i])  # which flies that seed
+                while not window.over:
+                    window.step()
+                row = window.player.row
+                print(json.dumps(row) if options.json else EPISODE.format(**row), flush=True)
+        if options.png:
+            window.draw()
+        if window.notice_for:  # a picture that could not be drawn
+            raise ValueError(window.notice)
+        if options.png:
+            with open(options.png, "wb") as file:
+                pygame.image.save(window.surface, file, "png")
+        if options.gif:
+            window.film.save()
+    finally:
+        for row in summary(window.results):
+            if options.json or row["episodes"] > 1:
+                print(json.dumps({"summary": True} | row) if options.json else SUMMARY.format(**row))
 
 
 # ---------------------------------------------------------------------------------------------------- command line
@@ -936,7 +940,9 @@ def parse(argv):
 
 
 def main(argv=None):
-    """The command line -> its exit code: 0, 2 for what was refused, 130 for Ctrl-C."""
+    """The command line -> its exit code: 0, 1 if nobody reads any more, 2 for what was refused, 130 for Ctrl-C."""
+    with suppress(AttributeError, OSError):  # where stdout is closed or no file
+        sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
         options = parse(argv)
         sys.path.append(os.getcwd())  # where the module of --env module:Id may be
@@ -944,6 +950,9 @@ def main(argv=None):
         return 0
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     except Exception as error:
         print("\n".join(f"viewer.py: {str(error) or repr(error)}".splitlines()[:3]), file=sys.stderr)
         return 2

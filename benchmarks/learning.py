@@ -65,11 +65,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; timings are only meaningful with 1")
     parser.add_argument("--write", help="write the results to this JSON file")
     options, flags = parser.parse_known_args()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     with ThreadPoolExecutor(options.jobs) as pool:
         seeds = range(options.first_seed, options.first_seed + options.seeds)
         results = list(pool.map(lambda seed: run_seed(options.env, seed, options.target, flags), seeds))
     solved = [r["solved"] for r in results]
-    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     report = dict(
         env=options.env, commit=commit, flags=flags, target=options.target, jobs=options.jobs, versions=ddpg.VERSIONS,
         machine=f"{platform.machine()}, Python {platform.python_version()}", seeds_solved=sum(s is not None for s in solved),

@@ -11,7 +11,7 @@ whose two files run from copies with nothing changed but the widths. `--write FI
 
 Each program runs in a process of its own, one at a time, in turn. In `steps` the clock runs between the same two steps
 of each, after learning began: of the others as their environment sees them, of ours as `Training` yields them. Logging is
-what each does by default, and nobody evaluates. CleanRL's DDPG moves its actor at every second step, so ours does so beside it.
+what each does by default, and none of them evaluates. CleanRL's DDPG moves its actor at every second step, so ours does so beside it.
 In `solve` all are evaluated alike and equally often, and have a new seed in each round; ours also ends its process, with
 the final test of 100 episodes, while the others are stopped at once.
 """
@@ -357,10 +357,10 @@ def main():
     parser.add_argument("--max-seconds", type=float, default=600, help="of solve: when to give a program up")
     parser.add_argument("--write", help="write everything to this JSON file")
     options = parser.parse_args()
+    commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     report = globals()[options.what](options)
     if options.write:
         cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if "model name" in line), platform.processor())
-        commit = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=40"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
         head = dict(cpu=cpu, cores=os.cpu_count(), instructions=torch.backends.cpu.get_cpu_capability(), versions=ddpg.VERSIONS, commit=commit)
         Path(options.write).write_text(json.dumps(head | {"rounds": options.rounds, options.what: report}, indent=1) + "\n")
 
