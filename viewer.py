@@ -426,7 +426,7 @@ def draw_help(surface, px):
     cells = table(surface.get_rect(), len(KEYS))
     px = min(px + 6, cells[0].w // 13, int(0.8 * cells[0].h))
     for cell, (keys, _, meaning) in zip(cells, KEYS):
-        left, right = split(cell, [5 * px, None], across=True)
+        left, right = split(cell.inflate(13 * px - cell.w, px - cell.h), [5 * px, None], across=True)
         text(surface, left, keys, px, YELLOW)
         text(surface, right, meaning, px)
 
