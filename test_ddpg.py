@@ -495,6 +495,12 @@ def test_the_loop_heeds_its_flags():
     assert run.buffer.rows.shape[0] == 40 and (run.buffer.rows[:, 3] == 0.5).all()
 
 
+def test_exactly_the_first_steps_are_random():
+    config = Config(**SMALL, noise_sigma=0.0, total_steps=51)
+    acts = run_for(config, Toy()).buffer.rows[:51, 2].numpy()
+    assert np.array_equal(acts[:50], np.float32([np.random.default_rng(0).uniform(-1, 1, 50)])[0]) and 0 < abs(acts[50]) < 0.01
+
+
 def test_making_an_agent_leaves_the_callers_random_state_alone():
     state = torch.get_rng_state()
     Agent(3, [-1], [1], Config(**SMALL, seed=5))
@@ -1038,6 +1044,12 @@ def test_a_finished_run_can_be_extended(tmp_path):
     assert run.step == 150 and ddpg.resume(tmp_path / "run").config.total_steps == 150 and load(tmp_path / "run" / "last.npz").meta["step"] == 150
 
 
+def test_snapshots_are_evenly_spread_and_at_most_50(tmp_path):
+    train(Config(**SMALL, total_steps=120), Toy, out=tmp_path / "run")
+    steps = [int(p.stem) for p in sorted((tmp_path / "run" / "policies").iterdir())]
+    assert steps == list(range(0, 121, 3))
+
+
 def test_best_is_the_highest_evaluation_also_after_a_resume(tmp_path, monkeypatch):
     means = iter([3.0, 7.0, 5.0, 6.0, 7.0, 4.0])  # at 0, 20, .. 100
     monkeypatch.setattr(ddpg, "evaluate", lambda agent, make, seeds: (
@@ -1071,7 +1083,9 @@ def test_the_tables_tell_what_happened(tmp_path):
         assert [row[:2] + row[3:] for row in rows] == [[str(10 * i + 10), str(i), "10", "10", str(terminates)] for i in range(4)]
     found = ddpg.summary(np.array([0.0, 0, 3]), np.array([1, 2, 6]))
     assert found == dict(episodes=3, mean=1, std=pytest.approx(2**0.5), min=0, max=3, length=3)
-    run = run_for(Config(**SMALL | dict(eval_every=100), eval_episodes=1, reward_scale=0.1, total_steps=100), Toy)
+    run = Training(Config(**SMALL | dict(eval_every=100), eval_episodes=1, reward_scale=0.1, total_steps=100), Toy)
+    first, *_ = [r.evaluation for r in run if r.evaluation]
+    assert np.isnan([first[name] for name in ("train_return", "critic_loss", "actor_loss", "mean_q")]).all()  # not known yet
     assert run.evaluation["mean_q"] == pytest.approx(run.agent.metrics[2].item() / 0.1) != 0
 
 
@@ -1942,7 +1956,8 @@ def test_a_terminal_gets_one_live_line_and_a_pipe_plain_ones(tmp_path):
     for word in "step", "steps/s", "s left", "returns", "evaluation":
         assert word in live[-1]
     assert command(*QUICK, "--out", tmp_path / "c", "--quiet").stdout.count("\n") == 2
-    assert json.loads(command(*QUICK, "--out", tmp_path / "d", "--json").stdout)["step"] in (0, 350, 700)
+    result = json.loads(command(*QUICK, "--out", tmp_path / "d", "--json").stdout)
+    assert result["step"] in (0, 350, 700) and 0 < result["seconds"] < 60
 
 
 def test_help_shows_each_flag_and_the_presets():
