@@ -996,7 +996,7 @@ def test_a_run_whose_replay_has_wrapped_goes_on_exactly(n_step):
     assert time.perf_counter() - second.started >= meta["seconds"]
     for _ in second:
         pass
-    assert whole.buffer.written == second.buffer.written > 128 and torch.equal(whole.buffer.rows, second.buffer.rows)
+    assert whole.returns == second.returns == [7.0] * 10 and whole.buffer.written == second.buffer.written > 128 and torch.equal(whole.buffer.rows, second.buffer.rows)
     assert torch.equal(whole.agent.actor.flat, second.agent.actor.flat)
 
 
@@ -1063,7 +1063,7 @@ def test_best_is_the_highest_evaluation_also_after_a_resume(tmp_path, monkeypatc
 
 
 def test_a_solved_run_stays_solved_and_goes_on_only_when_told(tmp_path):
-    config = Config(**SMALL | dict(eval_every=20), eval_episodes=5, total_steps=100, solved_at=9.5)
+    config = Config(**SMALL | dict(eval_every=20), eval_episodes=5, total_steps=100, solved_at=10.0)
     train(config, Toy, out=tmp_path / "run")
     run = ddpg.resume(tmp_path / "run", Toy)
     for _ in run:
