@@ -9,9 +9,8 @@
 
 Why so for 256: the score of a state hardly depends on one of 256 actions, so the critic learns its slopes only where
 actions are loud and many (100,000 uniformly random steps first), undisturbed by its own guesses of the future (gamma 0).
-In a trial apart from training, 15,000 updates on random steps, the cosine between its slopes and the true ones was 0.26
-after 50,000 steps and 0.52 after 200,000 with two layers of 256, 0.38 with layer norm, and 0.63 with one layer of 1,024. The actor must not saturate
-before the slopes are right, so it is slow.
+One wide layer was chosen by how well these slopes agree with the true ones after updates on random steps, without any
+training. The actor must not saturate before the slopes are right, so it is slow.
 """
 
 import argparse

@@ -263,6 +263,9 @@ def parts(options):
         print(f"| {algo} {width}-{width}, batch {batch} | {threads} | {update * 1e6:.0f} us | {bare * 1e6:.0f} us | {ratio:.2f} |", flush=True)
         report[f"{algo} {width} {threads}"] = dict(update=update, products=bare, ratio=ratio)
     torch.set_num_threads(1)
+    square = torch.randn(1, 256, 256)
+    kernels = {f.__name__: timed(lambda: f(square, square)) for f in (ddpg.bmm, ddpg.large_bmm)}
+    print("\na product of 256 x 256 matrices, one thread: " + ", ".join(f"{name} {s * 1e6:.0f} us" for name, s in kernels.items()))
     agent, buffer = agent_of(ddpg.Config(hidden=(64, 64), batch_size=64, layer_norm=False))
     obs, act = np.zeros(3, np.float32), np.zeros(1, np.float32)
     times = {"act": timed(lambda: agent.policy(obs))}
@@ -293,7 +296,7 @@ def parts(options):
     before, after, buffer, columns = map(float, result.stdout.split())
     print(f"\nmemory with 1,000,000 lander rows of {columns:.0f} x 4 bytes: {after - before:.0f} MB over the bare imports, "
           f"{buffer:.0f} MB of them the buffer")
-    return report | dict(step=step, times=times, memory=dict(imports=before, training=after, buffer=buffer))
+    return report | dict(kernels=kernels, step=step, times=times, memory=dict(imports=before, training=after, buffer=buffer))
 
 
 def growth(options):
