@@ -187,7 +187,8 @@ class ReplayBuffer:
     def add(self, obs, act, rew, next_obs, terminated, truncated):
         """Store a step: obs, next_obs (obs,), act (act,) in [-1, 1]; next_obs is the final one where an episode ends.
 
-        A time limit (`truncated`) ends the rewards but not the world: only `terminated` stops the bootstrapping.
+        Steps come in order, from one environment. A time limit (`truncated`) ends the rewards but not the world: only
+        `terminated` stops the bootstrapping.
         """
         self.pending.append((np.concatenate([obs, act]), rew))  # a copy, as the caller may use the arrays again
         while self.pending and (len(self.pending) == self.n_step or terminated or truncated):
@@ -286,8 +287,10 @@ class MLP(nn.Module):
         """The chain rule by hand, as autograd takes longer: grad = dloss/doutput of the latest forward, (n, B, out).
 
         Leaves dloss/dparameter in each `parameter.grad`, which `flatten` made; or, `of_input`, only returns dloss/dx
-        (n, B, in). Once per forward, in inference mode.
+        (n, B, in). Once per forward, in inference mode; raises RuntimeError where there is none to go back through.
         """
+        if not self.tape:
+            raise RuntimeError("backward needs a forward of its own before it: add up the gradients of several losses")
         matmul = self.faster_bmm(grad)
         while self.tape:
             x, w, b, norm = self.tape.pop()
@@ -371,11 +374,15 @@ class Autograd(nn.Module):
         q1 = self.network(obs.clone(), act)[0]
         return q1.detach(), torch.autograd.grad(q1.sum(), act)[0]
 
+    def __getstate__(self):
+        return {name: value for name, value in vars(self).items() if name != "output"}  # whose graph cannot be copied
+
 
 def flatten(network):
     """Move a network's parameters into one vector, `network.flat`, and their gradients into `network.flat.grad`.
 
-    Polyak averaging is then one `lerp_`, Adam sees one tensor, and a checkpoint is a few vectors.
+    Polyak averaging is then one `lerp_`, Adam sees one tensor, and a checkpoint is a few vectors. Gradients are cleared
+    by `network.flat.grad.zero_()`: `zero_grad()` would part them from the vector.
     """
     params = list(network.parameters())
     network.flat = torch.cat([p.detach().flatten() for p in params])
@@ -412,6 +419,7 @@ class Adam:
     """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel.
 
     What torch.optim wraps around it takes most of a second to import, and longer than a small network's Adam to run.
+    Another optimizer needs the same `step` and `state`, of tensors alone; `lr` may change at any time.
     """
 
     def __init__(self, network, lr):
@@ -429,8 +437,9 @@ class Adam:
 class Agent:
     """DDPG and TD3 for `obs_dim` observations and actions between `low` and `high`, (act,) in the environment's units.
 
-    The networks speak [-1, 1]; `to_env` is the one place where actions take on those units. Raises UsageError for an
-    obs_scale of another length, ValueError for impossible bounds or networks.
+    The networks speak [-1, 1]; `to_env` is the one place where actions take on those units. Of the Config it takes what
+    concerns networks and updates; replay, noise and rewards are the caller's. Raises UsageError for an obs_scale of
+    another length, ValueError for impossible bounds or networks.
     """
 
     def __init__(self, obs_dim, low, high, config, device="cpu"):
@@ -469,9 +478,11 @@ class Agent:
         q_shape = (self.config.n_critics, 8, 1)
         for network, shape, *inputs in (self.actor, tuple(act.shape), obs), (self.critic, q_shape, obs, act):
             by_autograd = isinstance(network, Autograd)
-            name, given = type(network.network if by_autograd else network).__name__, tuple(network(*inputs).shape)
-            if given != shape:
-                raise ValueError(f"{name} makes {given} of a batch of 8, not {shape}")
+            name, output = type(network.network if by_autograd else network).__name__, network(*inputs)
+            if output.shape != shape:
+                raise ValueError(f"{name} makes {tuple(output.shape)} of a batch of 8, not {shape}")
+            if network is self.actor and output.abs().max() > 1:
+                raise ValueError(f"{name} makes actions beyond [-1, 1]: let it end in a tanh")
             if by_autograd:
                 continue
             found = []
@@ -519,6 +530,8 @@ class Agent:
         # Each critic descends on its mean squared error, whose gradient dloss/dQ is 2 (Q - y) / B
         q = self.critic(obs, act)
         error = q - target
+        if error.shape != q.shape:
+            raise ValueError(f"R {tuple(R.shape)} and discount {tuple(discount.shape)} are not ({len(obs)}, 1)")
         self.critic.backward(2 / len(obs) * error)
         self.critic_optimizer.step()
         # Delayed updates: the actor ascends on the first critic, dloss/da = -dQ_1/da / B, and the targets follow
@@ -577,7 +590,8 @@ def write(path, save, previous=None):
 
 def write_npz(path, arrays, **meta):
     """Write arrays and a text of JSON, uncompressed, which numpy alone can read; path: a path or an open file."""
-    save = lambda file: np.savez(file, meta=np.array(json.dumps(meta)), **arrays)
+    text = json.dumps(meta, default=lambda number: number.item())  # of numpy's or torch's
+    save = lambda file: np.savez(file, meta=np.array(text), **arrays)
     save(path) if hasattr(path, "write") else write(Path(path), save)
 
 
@@ -889,7 +903,7 @@ class Training:
         self.actions = []  # of the episode, to repeat it when the run is resumed
 
     def add_row(self, table, row):
-        cells = [f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()]
+        cells = [str(v) if isinstance(v, (int, str)) else f"{v:.6g}" for v in row.values()]
         lines = [cells] if self.tables[table] else [row.keys(), cells]
         self.tables[table] += [",".join(line) + "\n" for line in lines]
 
@@ -919,7 +933,10 @@ class Training:
         return row
 
     def state(self):
-        """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly."""
+        """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly.
+
+        What you add to a training goes in here and there, or into KEPT; to an agent, into `tensors`.
+        """
         arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in self.agent.tensors().items()} | {
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(),
@@ -950,9 +967,9 @@ class Training:
 
 
 def train(config, env=None, out=None, device="cpu", threads=None):
-    """Train to the end -> the Agent. env: as in Training; for the tuned values of an id, pass Config.preset(id).
+    """Train to the end -> the Agent of the last step. env: as in Training; for tuned values, pass Config.preset(id).
 
-    out: a new folder for tables, policies and state.
+    out: a new folder for tables, policies and state; load(out) is the best policy.
     """
     run = Training(config, env, device, threads)
     for _ in record(run, new_folder(out)) if out else run:
@@ -994,10 +1011,11 @@ def lock(folder):
 
 
 def record(run, folder):
-    """Iterate over a Training and keep its folder. When the iteration ends between two steps, the state is saved.
+    """Iterate over a Training and keep its folder, one of `new_folder` or of the run that `resume` brought back.
 
-    A full disk delays files, with one warning, and does not stop the training. Raises OSError if the last save fails.
-    An agent that has diverged is not saved: the files of the last sound one stay.
+    When the iteration ends between two steps, the state is saved. A full disk delays files, with one warning, and does
+    not stop the training. Raises OSError if the last save fails. An agent that has diverged is not saved: the files of
+    the last sound one stay.
     """
     folder = Path(folder)
     info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device),

@@ -674,8 +674,11 @@ def test_wide_networks_with_scaled_observations_pass_their_own_check():
     Agent(8, [-1, -1], [1, 1], Config(hidden=(1024, 1024), obs_scale=(0.003,) * 8, seed=20, algo="td3"))
 
 
+@pytest.mark.parametrize("own_network", [False, True])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))], ids=["deepcopy", "pickle"])
-def test_a_copied_agent_learns_like_the_original(copied):
+def test_a_copied_agent_learns_like_the_original(copied, own_network, monkeypatch):
+    if own_network:  # which learns by autograd
+        monkeypatch.setattr(ddpg, "Actor", BoundedLinear)
     agent = Agent(3, [-2], [2], Config(hidden=(16, 16), algo="td3"))
     agent.update(random_batch(agent))
     copied_agent, before = copied(agent), agent.actor.flat.clone()
@@ -707,6 +710,97 @@ def test_networks_of_another_shape_are_refused(name, kind, monkeypatch):
     monkeypatch.setattr(ddpg, name, kind)
     with pytest.raises(ValueError, match="Of makes .* of a batch of 8"):
         Agent(3, [-1], [1], Config(**SMALL))
+
+
+def readme(containing):
+    """The Python block of the README with this text in it."""
+    return next(b for b in (ROOT / "README.md").read_text().split("```python\n")[1:] if containing in b).split("```")[0]
+
+
+def test_the_readmes_loop_of_ones_own_learns():
+    rng, count, x = np.random.default_rng(1), 0, None
+
+    def restart():
+        nonlocal x
+        x = rng.uniform(-1, 1, 2)
+        return x
+
+    def system(action):
+        nonlocal x, count
+        x, count = x + action, count + 1
+        return -np.abs(x).sum(), x, False, count % 10 == 0
+
+    def distance(agent):
+        obs = np.random.default_rng(2).uniform(-1, 1, (100, 2))
+        for _ in range(5):
+            obs = obs + agent.act(obs)
+        return np.abs(obs).sum(1).mean()
+
+    names = vars(ddpg) | dict(obs_dim=2, low=[-0.5] * 2, high=[0.5] * 2, steps=2_000, system=system, restart=restart, obs=restart())
+    exec(readme("for _ in range(steps)").replace("hidden=", "actor_lr=1e-3, critic_lr=1e-3, hidden="), names)
+    assert distance(names["agent"]) < 0.3 * distance(Agent(2, [-0.5] * 2, [0.5] * 2, names["config"]))
+
+
+def test_the_readmes_loss_of_ones_own_is_what_autograd_makes_of_it():
+    agent = Agent(3, [-1], [1], Config(**SMALL, algo="td3"))
+    agent.actor.flat.normal_()
+    obs, act, *_ = random_batch(agent)
+    with torch.inference_mode():
+        exec(readme("cloning"), vars(ddpg) | dict(self=agent, obs=obs, act=act))
+    found = agent.actor.flat.grad.clone()
+    pi = agent.actor(obs)
+    loss = -agent.critic(obs, pi)[0].mean() + (pi - act).square().mean()
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(agent.actor.parameters()))])
+    assert expected.norm() > 0 and torch.allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+class BoundedLinear(torch.nn.Module):
+    def __init__(self, obs_dim, act_dim, config):
+        super().__init__()
+        self.body = torch.nn.Linear(obs_dim, act_dim)
+
+    def forward(self, obs):
+        return self.body(obs).tanh()
+
+
+def test_an_actor_whose_actions_are_not_bounded_is_refused(monkeypatch):
+    monkeypatch.setattr(BoundedLinear, "forward", lambda self, obs: self.body(obs))
+    monkeypatch.setattr(ddpg, "Actor", BoundedLinear)
+    with pytest.raises(ValueError, match=r"BoundedLinear makes actions beyond \[-1, 1\]"):
+        Agent(3, [-1], [1], Config(**SMALL))
+
+
+def test_a_batch_of_other_shapes_is_refused_by_networks_of_ones_own_too(monkeypatch):
+    for own in False, True:
+        if own:
+            monkeypatch.setattr(ddpg, "Critic", lambda obs_dim, act_dim, config: Of(lambda obs, act: (obs + act)[None, :, :1]))
+        agent = Agent(1, [-1], [1], Config(**SMALL, algo="ddpg"))
+        obs, act, R, next_obs, discount = random_batch(agent)
+        with pytest.raises(ValueError, match=r"R \(32,\) and discount \(32, 1\) are not \(32, 1\)"):
+            agent.update((obs, act, R[:, 0], next_obs, discount))
+
+
+def test_a_second_backward_is_refused_as_its_gradient_would_be_lost():
+    agent, obs, act = Agent(3, [-1], [1], Config(**SMALL)), torch.ones(4, 3), torch.ones(4, 1)
+    with torch.inference_mode():
+        agent.actor(obs)
+        agent.actor.backward(act)
+        with pytest.raises(RuntimeError, match="backward needs a forward"):
+            agent.actor.backward(act)
+        agent.critic(obs, act)
+        agent.critic.slope(obs, act)
+        with pytest.raises(RuntimeError, match="backward needs a forward"):
+            agent.critic.backward(torch.ones(agent.config.n_critics, 4, 1))
+
+
+@pytest.mark.parametrize("number", [np.float32(0.123456789), torch.tensor(0.123456789), 0.123456789])
+def test_numbers_that_a_copier_adds_to_the_tables_need_not_be_pythons(number, tmp_path):
+    run = Training(Config(**SMALL, total_steps=2))
+    run.add_row("progress.csv", {"step": np.int64(2), "mean": number, "done": np.bool_(True)})
+    assert run.tables["progress.csv"] == ["step,mean,done\n", "2,0.123457,1\n"]
+    ddpg.write_npz(tmp_path / "file.npz", {}, evaluation={"mean": number}, step=np.int64(2))
+    meta = ddpg.read_npz(tmp_path / "file.npz")[1]
+    assert meta["step"] == 2 and meta["evaluation"]["mean"] == pytest.approx(0.123456789)
 
 
 class Of(torch.nn.Module):
@@ -1731,7 +1825,7 @@ def test_ten_thousand_hostile_policy_files(tmp_path):
 
 
 def test_the_readme_runs_a_policy_with_numpy_alone(tmp_path, monkeypatch):
-    block = next(b for b in (ROOT / "README.md").read_text().split("```python\n")[1:] if "import numpy as np" in b).split("```")[0]
+    block = readme("import numpy as np")
     assert len(block[block.index('def ') :].splitlines()) == 10 and "torch" not in block and "ddpg" not in block
     names = {}
     exec(block, names)
