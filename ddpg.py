@@ -107,7 +107,7 @@ class Config:
     noise_sigma: float = flag(0.1, "scale of the exploration noise; actions span [-1, 1]", 0, 10)
     noise_theta: float = flag(1.0, "1: white noise; below: Ornstein-Uhlenbeck (0.15: 1.9 times louder)", 1e-6, 1)
     noise_sigma_end: float = flag(None, "scale after annealing; default: no annealing", 0, 10)
-    noise_anneal: float = flag(0.5, "part of training over which the scale is annealed", 1e-9, 1)
+    noise_anneal: float = flag(0.5, "part of total_steps over which the scale is annealed", 1e-9, 1)
     eval_every: int = flag(5_000, "environment steps between evaluations; 0: never", 0, 10**12)
     eval_episodes: int = flag(10, "episodes of an evaluation", 1, 10_000)
     solved_at: float = flag(None, "mean evaluation return that counts as solved", -1e12, 1e12)
@@ -127,8 +127,9 @@ class Config:
             object.__setattr__(self, f.name, value)
             if kind in (str, bool, dict, tuple) and not isinstance(value, kind):
                 raise UsageError(f"{f.name}: {value!r} is not a {kind.__name__}")
-            unset = value is None and f.default is None  # as noise_sigma_end may stay
-            for v in value if kind is tuple else [] if low is None or unset else [value]:
+            if low is None or value is None and f.default is None:  # no number, or unset, as noise_sigma_end may stay
+                continue
+            for v in value if kind is tuple else [value]:
                 if not isinstance(v, (int, float) if item is float else int) or not low <= v <= high:  # nor nan
                     raise UsageError(f"{f.name}: {v!r} is not {'a' if item is float else 'a whole'} number "
                                      f"between {low:,} and {high:,}")
@@ -210,33 +211,29 @@ class ReplayBuffer:
 # ---------------------------------------------------------------------------------------------------- networks
 
 
-LARGE = 2**22  # multiplications in a layer from which on another kernel and a second thread pay
+LARGE = 2**22  # multiplications in a product from which on another kernel and a second thread pay
+
+
+@functools.cache
+def onednn():
+    """torch's operator for oneDNN's products, which is not a documented one, or None."""
+    with suppress(AttributeError, RuntimeError):
+        linear, ones = torch.ops.mkldnn._linear_pointwise, torch.ones(16, 16)
+        return linear if linear(ones, ones, None, "none", [], "").sum() == 16**3 else None
 
 
 def bmm(a, b, bias=None, out=None):
     """Matrix products side by side: a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
-    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
-
-
-def large_bmm(a, b, bias=None, out=None):
-    """bmm by oneDNN, in half of MKL's time on an AMD processor; thin ones go elsewhere. Skip it at first."""
-    if len(b) > 1 and b.shape[-1] == 1:  # columns, which take MKL up to ten times as long as the same numbers as rows
-        row = b.view(len(b), 1, -1)
-        return bmm(row, a.mT, bias, out if out is None else out.view(len(b), 1, -1)).mT
-    if a.shape[-1] == 1 and bias is None:
+    (n, i, k), j = a.shape, b.shape[-1]
+    if k == 1 and bias is None:
         return torch.mul(a, b, out=out)
-    if min(a.shape[-1], b.shape[-1]) < 16:
-        return bmm(a, b, bias, out)
-    linear, biases = torch.ops.mkldnn._linear_pointwise, [None] * len(a) if bias is None else bias[:, 0]
-    products = [linear(x, y.mT, c, "none", [], "") for x, y, c in zip(a, b, biases)]
-    return torch.stack(products, out=out) if len(products) > 1 or out is not None else products[0][None]
-
-
-@functools.cache
-def has_large_bmm():
-    """Whether this build of torch has large_bmm's operator, which is not a documented one."""
-    with suppress(AttributeError, RuntimeError):
-        return bool(large_bmm(torch.ones(1, 16, 16), torch.ones(1, 16, 16)).sum() == 16**3)
+    if i * k * max(k, j) >= LARGE and a.is_cpu and not torch.is_grad_enabled():  # autograd does not know what follows
+        if n > 1 and i > 1 and j == 1:  # columns: they take MKL up to ten times as long as the same numbers as rows
+            return bmm(b.view(n, 1, k), a.mT, bias, out if out is None else out.view(n, 1, i)).mT
+        if min(i, k, j) >= 16 and onednn():  # takes half of MKL's time on an AMD processor
+            products = [onednn()(a[m], b[m].mT, None if bias is None else bias[m, 0], "none", [], "") for m in range(n)]
+            return torch.stack(products, out=out) if n > 1 or out is not None else products[0][None]
+    return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
 
 
 class MLP(nn.Module):
@@ -259,17 +256,10 @@ class MLP(nn.Module):
             self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
         self.layers = list(zip(self.weights, self.biases))  # quicker to walk through than the lists of parameters
         self.tape = []  # what backward needs of the latest forward: (input, weight, bias, norm) of each layer
-        self.largest = max(w[0].numel() for w in self.weights)
-
-    def faster_bmm(self, x):
-        """bmm or large_bmm, whichever is faster for a batch x (.., B, in). Autograd knows bmm alone."""
-        rows = x.shape[-2]
-        large = rows * self.largest >= LARGE and rows >= 16 and x.is_cpu and not torch.is_grad_enabled()
-        return large_bmm if large and has_large_bmm() else bmm
 
     def forward(self, x, layers=None):
         """x (B, in) -> (n, B, out). layers: pairs (weight, bias) to use instead of those of all the networks."""
-        layers, matmul, norm = layers or self.layers, self.faster_bmm(x), None
+        layers, norm = layers or self.layers, None
         x = x.expand(layers[0][0].shape[0], *x.shape)  # (n, B, in)
         self.tape.clear()
         for w, b in layers:
@@ -280,7 +270,7 @@ class MLP(nn.Module):
                     norm = z, mean, rstd
                 x = x.relu_()
             self.tape.append((x, w, b, norm))
-            x = matmul(x, w, bias=b)
+            x = bmm(x, w, bias=b)
         return x
 
     def backward(self, grad, of_input=False):
@@ -291,14 +281,13 @@ class MLP(nn.Module):
         """
         if not self.tape:
             raise RuntimeError("backward needs a forward of its own before it: add up the gradients of several losses")
-        matmul = self.faster_bmm(grad)
         while self.tape:
             x, w, b, norm = self.tape.pop()
             if not of_input:
-                matmul(x.mT, grad, out=w.grad)
+                bmm(x.mT, grad, out=w.grad)
                 torch.sum(grad, 1, keepdim=True, out=b.grad)
             if self.tape or of_input:
-                grad = matmul(grad, w.mT)
+                grad = bmm(grad, w.mT)
             if self.tape:
                 grad = torch.ops.aten.threshold_backward(grad, x, 0)  # of relu: 0 where x is
             if norm:
@@ -358,7 +347,7 @@ class Autograd(nn.Module):
         super().__init__()
         self.network = network
 
-    @torch.inference_mode(False)  # the agent works in it, and autograd takes no tensors of its making, hence the copies
+    @torch.inference_mode(False)  # update is in it, and autograd takes no tensors made there: hence the copies
     def forward(self, *inputs):
         self.output = self.network(*[x.clone() for x in inputs])
         return self.output.detach()
@@ -464,35 +453,6 @@ class Agent:
         self.measure_every = 10 * config.policy_delay  # updates: measuring takes longer than Adam
         self.check_networks()
 
-    def __setstate__(self, state):
-        """Join again what copy.deepcopy and pickle separate: a network's vector and its layers."""
-        vars(self).update(state)
-        for network in self.actor, self.critic, self.actor_target, self.critic_target:
-            flatten(network)
-
-    @torch.inference_mode()
-    def check_networks(self):
-        """Raise ValueError for other shapes, or a `backward` or `slope` that is not that of `forward`."""
-        spread = lambda n: torch.linspace(-300, 300, 8 * n, device=self.device).view(8, n)  # where tanh and relu bend
-        obs, act = spread(self.obs_dim), spread(len(self.low)) / 300
-        q_shape = (self.config.n_critics, 8, 1)
-        for network, shape, *inputs in (self.actor, tuple(act.shape), obs), (self.critic, q_shape, obs, act):
-            by_autograd = isinstance(network, Autograd)
-            name, output = type(network.network if by_autograd else network).__name__, network(*inputs)
-            if output.shape != shape:
-                raise ValueError(f"{name} makes {tuple(output.shape)} of a batch of 8, not {shape}")
-            if network is self.actor and output.abs().max() > 1:
-                raise ValueError(f"{name} makes actions beyond [-1, 1]: let it end in a tanh")
-            if by_autograd:
-                continue
-            found = []
-            for n in Autograd(network), network:
-                n.backward(torch.ones_like(n(*inputs)))
-                found.append([network.flat.grad.clone(), *(n.slope(*inputs)[1:] if network is self.critic else ())])
-            if any(not (a - b).norm() <= 1e-4 * a.norm() for a, b in zip(*found)):
-                raise ValueError(f"{name}.backward does not go with its forward: "
-                                 "mend it, or delete it, and autograd does its work")
-
     @torch.inference_mode()
     def policy(self, obs):
         """mu(obs) as arrays: obs (obs,) or (B, obs) -> (act,) or (B, act) in [-1, 1]. Raises ValueError for others."""
@@ -529,9 +489,7 @@ class Agent:
         target = R + discount * self.critic_target(next_obs, next_act).amin(dim=0)  # (n, B, 1) -> (B, 1)
         # Each critic descends on its mean squared error, whose gradient dloss/dQ is 2 (Q - y) / B
         q = self.critic(obs, act)
-        error = q - target
-        if error.shape != q.shape:
-            raise ValueError(f"R {tuple(R.shape)} and discount {tuple(discount.shape)} are not ({len(obs)}, 1)")
+        error = q - target.view(len(obs), 1)
         self.critic.backward(2 / len(obs) * error)
         self.critic_optimizer.step()
         # Delayed updates: the actor ascends on the first critic, dloss/da = -dQ_1/da / B, and the targets follow
@@ -561,6 +519,37 @@ class Agent:
         moments = {f"{name}.{key}": tensor for name in ("actor", "critic")
                    for key, tensor in getattr(self, f"{name}_optimizer").state.items()}
         return {"metrics": self.metrics} | vectors | moments
+
+    def __setstate__(self, state):
+        """Join again what copy.deepcopy and pickle separate: a network's vector and its layers."""
+        vars(self).update(state)
+        for network in self.actor, self.critic, self.actor_target, self.critic_target:
+            flatten(network)
+
+    @torch.inference_mode()
+    def check_networks(self):
+        """Raise ValueError for other shapes, or a `backward` or `slope` that is not that of `forward`."""
+        spread = lambda n: torch.linspace(-300, 300, 8 * n, device=self.device).view(8, n)  # where tanh and relu bend
+        obs, act = spread(self.obs_dim), spread(len(self.low)) / 300
+        q_shape = (self.config.n_critics, 8, 1)
+        for network, shape, *inputs in (self.actor, tuple(act.shape), obs), (self.critic, q_shape, obs, act):
+            by_autograd = isinstance(network, Autograd)
+            name, output = type(network.network if by_autograd else network).__name__, network(*inputs)
+            if output.shape != shape:
+                raise ValueError(f"{name} makes {tuple(output.shape)} of a batch of 8, not {shape}")
+            if not torch.equal(output, network(*inputs)):
+                raise ValueError(f"{name} makes something else of the same batch the next time: no dropout")
+            if network is self.actor and output.abs().max() > 1:
+                raise ValueError(f"{name} makes actions beyond [-1, 1]: let it end in a tanh")
+            if by_autograd:
+                continue
+            found = []
+            for n in Autograd(network), network:
+                n.backward(torch.ones_like(n(*inputs)))
+                found.append([network.flat.grad.clone(), *(n.slope(*inputs)[1:] if network is self.critic else ())])
+            if any(not (a - b).norm() <= 1e-4 * a.norm() for a, b in zip(*found)):
+                raise ValueError(f"{name}.backward does not go with its forward: "
+                                 "mend it, or delete it, and autograd does its work")
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -668,7 +657,7 @@ def env_makers(config, env=None):
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
-    except Exception as error:  # whatever importing and making it may raise
+    except (Exception, SystemExit) as error:  # whatever importing and making it may raise
         if "ox2" in str(error) and sys.version_info >= (3, 14):
             hint = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13"
         if isinstance(env, gym.Env):
@@ -690,8 +679,11 @@ def env_makers(config, env=None):
             yield f"name its version: --env {''.join(config.env.rpartition(':')[:2])}{probe.spec.id}"
         if env is None and not probe.spec.max_episode_steps:
             yield "it has no time limit, so an episode might never end: pass --max-episode-steps"
-        if env is not None and not isinstance(env, gym.Env) and env() is env():
-            yield "the function that makes it must make a new one each time"
+        if env is not None and not isinstance(env, gym.Env):
+            other = env()
+            if other.unwrapped is probe.unwrapped:  # or a new wrapper around the same one
+                yield "the function that makes it must make a new one each time"
+            other.close()
 
     if problem := next(problems(), None):  # the first one, as the later checks rely on the earlier ones
         raise UsageError(f"{config.env}: {problem}")
@@ -771,7 +763,7 @@ def evaluate(agent, make_env, seeds):
     """Run one deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
 
     make_env makes a new environment each time. Raises EnvError for one that misbehaves. Nothing random of the agent's
-    is used, so that training is the same with evaluation and without.
+    is used, so that training is the same with evaluation and without. Last bits depend on how many are side by side.
     """
     returns, lengths = [], []
     for i in range(0, len(seeds), 100):  # side by side, as many as memory surely has room for
@@ -797,7 +789,6 @@ def summary(returns, lengths):
 SELECTION_SEEDS = 1_000_000  # those of the evaluations that choose the best policy here,
 TRAINING_SEEDS = 2**31  # and those of training here
 CONFIRM_EPISODES = TEST_EPISODES = 100
-KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "reported", "tables"  # of Training, in its state
 
 
 def tune(threads):
@@ -830,7 +821,7 @@ class Training:
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env = env_makers(config, env)
         self.rng = np.random.default_rng(config.seed)
-        self.step, self.episodes, self.started = 0, 0, time.perf_counter()
+        self.step, self.episodes, self.episode, self.started = 0, 0, None, time.perf_counter()
         self.start_episode()
         self.agent = Agent(self.episode.size, self.episode.space.low, self.episode.space.high, config, device)
         dims = self.agent.obs_dim, len(self.agent.low)
@@ -843,23 +834,23 @@ class Training:
         self.best, self.solved = -np.inf, None  # the highest evaluation mean; the step at which solved_at was confirmed
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
-        self.reported = False  # whether this step has been evaluated and yielded
-        self.between_steps = True  # else a step is half done, from which the run cannot go on
-        self.evaluating = False  # whether an evaluation is under way, which a signal may interrupt
+        # stepping: a step is half done, from which the run cannot go on; stepped; evaluating, which a signal may
+        # interrupt; ready: the step has been evaluated and yielded
+        self.phase = "stepped"
 
     def __iter__(self):
         c = self.config
         while True:
-            if not self.reported:
-                due = c.eval_every and (self.step % c.eval_every == 0 or self.step == c.total_steps)
-                self.evaluation = self.evaluate() if due else None
-                self.reported = True
+            if self.phase != "ready":
+                if c.eval_every and (self.step % c.eval_every == 0 or self.step == c.total_steps):
+                    self.evaluation = self.evaluate()
+                self.phase = "ready"
                 yield self
             if self.step >= c.total_steps or (self.solved is not None and c.stop_when_solved):
                 return
-            self.between_steps = False  # a step that fails half-way cannot be gone on from
+            self.phase = "stepping"
             self.advance()
-            self.between_steps, self.reported = True, False
+            self.phase = "stepped"
 
     def advance(self):
         """One environment step and the updates that go with it."""
@@ -873,7 +864,7 @@ class Training:
                 sigma = np.interp(step, [0, c.noise_anneal * c.total_steps], [c.noise_sigma, c.noise_sigma_end])
             act = (agent.policy(self.episode.obs) + self.noise(sigma)).clip(-1, 1)
         self.interact(act.astype(np.float32))
-        self.step = step
+        self.step, self.evaluation = step, None
         # Learn
         for _ in range(c.updates_per_step if step > c.learning_starts else 0):
             agent.update(self.buffer.sample(c.batch_size, agent.generator))
@@ -884,8 +875,6 @@ class Training:
                                           "length": e.length, "terminated": e.terminated})
             self.returns = [*self.returns, e.ret][-10:]
             self.episodes += 1
-            if not self.own_env:
-                e.env.close()
             self.start_episode()
             self.noise.reset()
 
@@ -898,6 +887,8 @@ class Training:
 
     def start_episode(self):
         """In an environment made afresh, as reset does not undo everything everywhere, from a seed of its own."""
+        if self.episode and not self.own_env:
+            self.episode.env.close()
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.episode = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2)  # below 2^32
         self.actions = []  # of the episode, to repeat it when the run is resumed
@@ -911,13 +902,14 @@ class Training:
         """Evaluate the policy -> a row of progress.csv. What looks solved must be confirmed by more episodes."""
         c = self.config
         seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + max(CONFIRM_EPISODES, c.eval_episodes))
-        self.evaluating = True  # may be interrupted here, to be done again when the run is resumed
+        self.phase = "evaluating"  # may be interrupted here, to be done again when the run is resumed
         try:
             returns, lengths = evaluate(self.agent, self.make_eval_env, seeds[: c.eval_episodes])
-            if looks_solved := c.solved_at is not None and returns.mean() >= c.solved_at:
+            looks_solved = c.solved_at is not None and returns.mean() >= c.solved_at
+            if looks_solved and len(returns) < len(seeds):
                 returns, lengths = evaluate(self.agent, self.make_eval_env, seeds)
         finally:
-            self.evaluating = False
+            self.phase = "stepped"
         if looks_solved and returns.mean() >= c.solved_at and self.solved is None:
             self.solved = self.step
         self.is_best, self.best = bool(returns.mean() > self.best), max(self.best, returns.mean())
@@ -932,6 +924,8 @@ class Training:
         self.add_row("progress.csv", row)
         return row
 
+    KEPT = "step", "episodes", "returns", "best", "solved", "evaluation", "phase", "tables"  # as they are
+
     def state(self):
         """All that the rest of the run depends on -> arrays, meta; `restore` goes on from there exactly.
 
@@ -941,14 +935,14 @@ class Training:
             "generator": self.agent.generator.get_state().numpy(), "noise": self.noise.x,
             "rows": self.buffer.rows[: len(self.buffer)].cpu().numpy(),
             "actions": np.array(self.actions), "obs": self.episode.obs}
-        return arrays, {name: getattr(self, name) for name in KEPT} | dict(
+        return arrays, {name: getattr(self, name) for name in self.KEPT} | dict(
             config=asdict(self.config), device=str(self.agent.device), threads=torch.get_num_threads(),
             machine=MACHINE, seconds=time.perf_counter() - self.started,
             rng=self.rng.bit_generator.state, updates=self.agent.updates, written=self.buffer.written)
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned; the episode then under way is replayed from its seed and actions."""
-        vars(self).update({name: meta[name] for name in KEPT})
+        vars(self).update({name: meta[name] for name in self.KEPT})
         self.started = time.perf_counter() - meta["seconds"]
         self.rng.bit_generator.state = meta["rng"]
         self.agent.updates, self.buffer.written = meta["updates"], meta["written"]
@@ -958,7 +952,9 @@ class Training:
         self.noise.x[:] = arrays["noise"]
         rows = self.buffer.rows[: len(self.buffer)]
         rows.copy_(torch.from_numpy(arrays["rows"]))
-        self.buffer.written -= max(0, len(arrays["actions"]) - self.config.n_step + 1)  # to be written once more
+        # The episode under way writes its rows once more, to the same places, and must make the same ones. Its last
+        # n_step - 1 steps are not rows yet
+        self.buffer.written -= max(0, len(arrays["actions"]) - self.config.n_step + 1)
         self.start_episode()
         for act in arrays["actions"]:
             self.interact(act)
@@ -1021,7 +1017,8 @@ def record(run, folder):
     info = dict(config=asdict(run.config), versions=VERSIONS, device=str(run.agent.device),
                 threads=torch.get_num_threads())
     waiting = {"config.json": json.dumps(info, indent=1).encode()}  # files to write
-    snapshot_every, save_at, warned = -(-run.config.total_steps // 50), 0.0, False
+    snapshot_every = math.ceil(run.config.total_steps / 50)
+    save_at, warned = 0.0, False
     handle = lock(folder)
 
     def add_policy(name):
@@ -1066,7 +1063,7 @@ def record(run, folder):
     finally:
         try:
             add_policy("last.npz")
-            save(state=run.between_steps)
+            save(state=run.phase != "stepping")
         finally:
             os.close(handle)
 
@@ -1172,7 +1169,7 @@ def train_command(options, explicit):
         run = resume(folder, device=device, threads=options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
-        large = torch.cuda.is_available() and c.batch_size * max(c.hidden) >= 2**18  # the CPU is faster at small ones
+        large = torch.cuda.is_available() and c.batch_size * max(c.hidden) >= 2**18  # not measured
         run = Training(c, None, device or ("cuda" if large else "cpu"), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
@@ -1183,7 +1180,7 @@ def train_command(options, explicit):
         if signals:
             os._exit(128 + number)  # asked twice: leave at once, what is on disk stays as it is
         signals.append(number)
-        if run.evaluating:  # which may take long; a step is finished first
+        if run.phase == "evaluating":  # which may take long; a step is finished first
             raise KeyboardInterrupt
 
     for number in signal.SIGINT, signal.SIGTERM:

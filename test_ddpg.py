@@ -551,6 +551,8 @@ def test_train_takes_an_object_a_maker_or_an_id():
     assert Training(config, env).config.env == "Toy"
     with pytest.raises(UsageError, match="new one each time"):  # or evaluation would step the environment of the training
         Training(config, lambda: env)
+    with pytest.raises(UsageError, match="new one each time"):  # a new wrapper around the same one is no better
+        Training(config, lambda: gym.wrappers.TransformReward(env, abs))
 
 
 def test_spaces_that_float32_or_tanh_cannot_serve():
@@ -638,18 +640,17 @@ def test_networks_without_backward_learn_the_same_by_autograd(algo, layer_norm, 
         assert (ours - theirs).abs().max() < 1e-5 < (ours - getattr(by_hand, name + "_target").flat).abs().max()
 
 
+@pytest.mark.skipif(not ddpg.onednn(), reason="this torch has no oneDNN products")
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_large_products_are_the_same_products(layer_norm, monkeypatch):
     config = Config(layer_norm=layer_norm, batch_size=256, actor_lr=1e-3, critic_lr=1e-3)  # 256-256
-    agents, large, used = [Agent(5, [-1, -2], [1, 1], config) for _ in range(2)], ddpg.large_bmm, []
-    monkeypatch.setattr(ddpg, "large_bmm", lambda *args, **kwargs: used.append(1) or large(*args, **kwargs))
-    acts = []
-    for agent, has in zip(agents, (ddpg.has_large_bmm, lambda: False)):
-        monkeypatch.setattr(ddpg, "has_large_bmm", has)
+    agents, linear, used, acts = [Agent(5, [-1, -2], [1, 1], config) for _ in range(2)], ddpg.onednn(), [], []
+    for agent, kernel in zip(agents, (lambda *args: used.append(1) or linear(*args), None)):
+        monkeypatch.setattr(ddpg, "onednn", lambda: kernel)
         for step in range(10):
             agent.update(random_batch(agent, size=256, seed=step))
         acts.append(agent.policy(np.linspace(-1, 1, 500, dtype=np.float32).reshape(100, 5)))
-        assert bool(used) == bool(has())  # where torch has the operator, this is not a comparison with itself
+        assert bool(used) == bool(kernel)
         used.clear()
     for name in "actor", "critic":
         ours, theirs = (getattr(agent, name).flat for agent in agents)
@@ -657,15 +658,15 @@ def test_large_products_are_the_same_products(layer_norm, monkeypatch):
     assert np.abs(acts[0] - acts[1]).max() < 1e-3
 
 
-@pytest.mark.skipif(not ddpg.has_large_bmm(), reason="this torch has no oneDNN products")
+@pytest.mark.parametrize("large", [1, 2**22])
 @pytest.mark.parametrize("n", [1, 2, 5])
-def test_large_products_of_any_shape(n):
+def test_products_of_any_shape(n, large, monkeypatch):
+    monkeypatch.setattr(ddpg, "LARGE", large)
     for i, k, j in itertools.product((1, 2, 40), repeat=3):
         a, b, bias, out = (torch.randn(n, *shape) for shape in ((k, i), (k, j), (1, j), (i, j)))
         a, exact = a.mT, a.mT.double() @ b.double()
         with torch.inference_mode():
-            products = (ddpg.large_bmm(a, b), ddpg.large_bmm(a, b, bias) - bias,
-                        ddpg.large_bmm(a, b.mT.contiguous().mT, out=out), out)
+            products = (ddpg.bmm(a, b), ddpg.bmm(a, b, bias) - bias, ddpg.bmm(a, b.mT.contiguous().mT, out=out), out)
         for product in products:
             assert product.shape == exact.shape and (product - exact).abs().max() < 1e-4
 
@@ -770,13 +771,20 @@ def test_an_actor_whose_actions_are_not_bounded_is_refused(monkeypatch):
         Agent(3, [-1], [1], Config(**SMALL))
 
 
+def test_a_network_with_dropout_is_refused(monkeypatch):
+    noisy = lambda obs_dim, act_dim, config: Of(lambda obs, act: torch.dropout((obs + act)[None, :, :1], 0.5, True))
+    monkeypatch.setattr(ddpg, "Critic", noisy)
+    with pytest.raises(ValueError, match="Of makes something else of the same batch"):
+        Agent(1, [-1], [1], Config(**SMALL, algo="ddpg"))
+
+
 def test_a_batch_of_other_shapes_is_refused_by_networks_of_ones_own_too(monkeypatch):
     for own in False, True:
         if own:
             monkeypatch.setattr(ddpg, "Critic", lambda obs_dim, act_dim, config: Of(lambda obs, act: (obs + act)[None, :, :1]))
         agent = Agent(1, [-1], [1], Config(**SMALL, algo="ddpg"))
         obs, act, R, next_obs, discount = random_batch(agent)
-        with pytest.raises(ValueError, match=r"R \(32,\) and discount \(32, 1\) are not \(32, 1\)"):
+        with pytest.raises(RuntimeError, match=r"shape '\[32, 1\]' is invalid"):  # not broadcast to (32, 32)
             agent.update((obs, act, R[:, 0], next_obs, discount))
 
 
@@ -915,9 +923,7 @@ def test_environments_made_to_look_at_are_closed():
 
     alive = []
     makers = ddpg.env_makers(Config(), Counted)
-    assert len(alive) == 2  # by which it was seen that it makes a new one each time
-    makers[0]().close()
-    assert len(alive) == 2
+    assert not alive
 
 
 def test_evaluations_of_different_lengths_keep_their_order_and_open_few_environments():
@@ -955,7 +961,7 @@ def test_the_last_step_is_evaluated_too():
     assert [r.step for r in run if r.evaluation] == [0, 40, 80, 100]
 
 
-def test_training_closes_the_environment_of_each_episode_but_never_yours():
+def test_training_closes_the_environment_of_each_episode_but_never_yours(tmp_path):
     class Counted(Toy):
         def __init__(self):
             super().__init__()
@@ -966,10 +972,31 @@ def test_training_closes_the_environment_of_each_episode_but_never_yours():
 
     made, closed = [], []
     run_for(Config(**SMALL, total_steps=95), Counted)
-    assert len(closed) == len(set(closed)) == len(made) - 3  # two to see that it makes new ones, one under way
+    assert len(closed) == len(set(closed)) == len(made) - 1  # one is under way
+    folder = begin(Config(**SMALL, total_steps=95), tmp_path / "run", Counted, until=45)
+    made.clear(), closed.clear()
+    ddpg.resume(folder, Counted)
+    assert len(closed) == len(set(closed)) == len(made) - 1
     closed.clear()
     run_for(Config(**SMALL, total_steps=95), Counted())
     assert not closed
+
+
+def test_a_policy_is_not_filed_under_the_evaluation_of_an_earlier_step(tmp_path):
+    class Breaks(Toy):
+        def reset(self, seed=None, options=None):
+            if run and run.step == 30:
+                raise RuntimeError("broken")
+            return super().reset(seed=seed)
+
+    run = None
+    run = Training(Config(**SMALL | dict(eval_every=29), eval_episodes=2, total_steps=95), Breaks)
+    with pytest.raises(ddpg.EnvError, match="broken"):
+        for _ in ddpg.record(run, ddpg.new_folder(tmp_path / "run")):
+            pass
+    assert load(tmp_path / "run/best.npz").meta["evaluation"] == 10
+    last = ddpg.read_npz(tmp_path / "run/last.npz")[1]
+    assert last["step"] == 30 and last["evaluation"] is None
 
 
 def test_solved_needs_confirmation_by_more_episodes():
@@ -987,6 +1014,18 @@ def test_solved_needs_confirmation_by_more_episodes():
     run = run_for(config, Lucky)
     assert run.solved == run.step == 0
     assert run_for(replace(config, stop_when_solved=False), Lucky).step == 100
+
+
+def test_a_hundred_evaluation_episodes_are_their_own_confirmation():
+    class Counted(Toy):
+        def reset(self, seed=None, options=None):
+            seeds.append(seed)
+            return super().reset(seed=seed)
+
+    seeds = []
+    run = run_for(Config(**SMALL | dict(eval_every=20), eval_episodes=120, total_steps=100, solved_at=9.5), Counted)
+    evaluated = [seed for seed in seeds if seed < ddpg.TRAINING_SEEDS]
+    assert run.solved == 0 and len(evaluated) == len(set(evaluated)) == 120
 
 
 @pytest.mark.parametrize("name, value", [("obs", np.nan), ("obs", np.inf), ("reward", np.nan), ("reward", None),
@@ -1477,8 +1516,8 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
     run, step, count = Training(config), ddpg.Episode.step, []
 
     def interrupted(episode, action):
-        count.append(run.evaluating)
-        if run.evaluating and run.step == 200 and sum(count) > 700:
+        count.append(run.phase == "evaluating")
+        if run.phase == "evaluating" and run.step == 200 and sum(count) > 700:
             raise KeyboardInterrupt
         return step(episode, action)
 
@@ -1488,7 +1527,7 @@ def test_an_interrupted_evaluation_is_done_again(tmp_path, monkeypatch):
             pass
     monkeypatch.undo()
     run = ddpg.resume(tmp_path / "parts")
-    assert run.step == 200 and not run.reported and len(run.tables["episodes.csv"]) == 2
+    assert run.step == 200 and run.phase == "stepped" and len(run.tables["episodes.csv"]) == 2
     for _ in ddpg.record(run, tmp_path / "parts"):
         pass
     assert same_run(tmp_path / "whole", tmp_path / "parts") and same_state(tmp_path / "whole", tmp_path / "parts")
@@ -1851,7 +1890,7 @@ def test_the_readme_runs_a_policy_with_numpy_alone(tmp_path, monkeypatch):
     ("--device cuda", "cuda"), ("--algo ppo", "ppo"),
     ("--eval nowhere", "nowhere"), ("--resume nowhere", "nowhere"), ("--device tpu", "tpu"),
     ("--env toys:Unbounded-v0", "unbounded"), ("--env toys:Pixels-v0", "images"), ("--env toys:Endless-v0", "--max-episode-steps"),
-    ("--env toys:Dict-v0", "Box"), ("--env toys:Nothing-v0", "its actions are"), ("--env toys:Raises-v0", "out of order"), ("--env toys:Endless", "--env toys:Endless-v0"),
+    ("--env toys:Dict-v0", "Box"), ("--env toys:Nothing-v0", "its actions are"), ("--env toys:Raises-v0", "out of order"), ("--env toys:Leaves-v0", "SystemExit: 3"), ("--env toys:Endless", "--env toys:Endless-v0"),
     ("--threads 0", "1 to 256"), ("--env-kwargs {", "JSON"), ("--seed -1", "2,147,483,647"), ("--resume .", "not the folder of a run"),
     ("--eval .", "not the folder of a run"), ("--eval=", "need a name"), ("--resume=", "need a name"), ("--out=", "need a name"),
 ])
@@ -1874,7 +1913,7 @@ def test_bad_input_exits_2_with_a_word_on_what_to_do_and_writes_nothing(tmp_path
 
     toys.envs = dict(
         Unbounded=lambda: toy(box(2), box(1, bound=np.inf)), Pixels=lambda: toy(box(8, 8, 3, bound=255, dtype=np.uint8), box(1)),
-        Endless=lambda: toy(box(2), box(1)), Nothing=lambda: toy(box(2), box(0)), Dict=lambda: toy(gym.spaces.Dict(x=box(1)), box(1)), Raises=lambda: toy(None, None, "out of order"),
+        Endless=lambda: toy(box(2), box(1)), Nothing=lambda: toy(box(2), box(0)), Dict=lambda: toy(gym.spaces.Dict(x=box(1)), box(1)), Raises=lambda: toy(None, None, "out of order"), Leaves=lambda: sys.exit(3),
     )
     for name, make in toys.envs.items():
         if f"{name}-v0" not in gym.registry:

@@ -217,8 +217,8 @@ def products(algo, width, batch, obs_dim, act_dim):
 
     def product(copies, a, b, c):
         x, y, out = torch.randn(copies, a, b), torch.randn(copies, b, c), torch.empty(copies, a, c)
-        large = batch * width * width >= ddpg.LARGE and ddpg.has_large_bmm()
-        return (lambda: ddpg.large_bmm(x, y)) if large else (lambda: torch.bmm(x, y, out=out))
+        other = b == 1 or a * b * max(b, c) >= ddpg.LARGE  # for which ddpg.py has something faster
+        return (lambda: ddpg.bmm(x, y)) if other else (lambda: torch.bmm(x, y, out=out))
 
     def network(copies, first, last, forward=0, parameters=0, inputs=0):
         shapes = [(first, wide), (wide, wide), (wide, last)]
@@ -257,14 +257,16 @@ def parts(options):
 
         for _ in range(options.rounds):
             updates.append(timed(two_updates) / 2)
-            bare.append(sum(count * timed(function, 0.05) for count, function in work))
+            with torch.no_grad():
+                bare.append(sum(count * timed(function, 0.05) for count, function in work))
         ratio = statistics.median(u / b for u, b in zip(updates, bare))
         update, bare = statistics.median(updates), statistics.median(bare)
         print(f"| {algo} {width}-{width}, batch {batch} | {threads} | {update * 1e6:.0f} us | {bare * 1e6:.0f} us | {ratio:.2f} |", flush=True)
         report[f"{algo} {width} {threads}"] = dict(update=update, products=bare, ratio=ratio)
     torch.set_num_threads(1)
     square = torch.randn(1, 256, 256)
-    kernels = {f.__name__: timed(lambda: f(square, square)) for f in (ddpg.bmm, ddpg.large_bmm)}
+    with torch.no_grad():
+        kernels = {name: timed(lambda: f(square, square)) for name, f in (("torch.bmm", torch.bmm), ("ours", ddpg.bmm))}
     print("\na product of 256 x 256 matrices, one thread: " + ", ".join(f"{name} {s * 1e6:.0f} us" for name, s in kernels.items()))
     agent, buffer = agent_of(ddpg.Config(hidden=(64, 64), batch_size=64, layer_norm=False))
     obs, act = np.zeros(3, np.float32), np.zeros(1, np.float32)
