@@ -225,7 +225,7 @@ def onednn():
 def bmm(a, b, bias=None, out=None):
     """Matrix products side by side: a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
     (n, i, k), j = a.shape, b.shape[-1]
-    if k == 1 and bias is None:
+    if k == 1 and bias is None:  # outer products, which torch.bmm is slow at
         return torch.mul(a, b, out=out)
     if i * k * max(k, j) >= LARGE and a.is_cpu and not torch.is_grad_enabled():  # autograd does not know what follows
         if n > 1 and i > 1 and j == 1:  # columns: they take MKL up to ten times as long as the same numbers as rows
@@ -1169,7 +1169,7 @@ def train_command(options, explicit):
         run = resume(folder, device=device, threads=options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
-        large = torch.cuda.is_available() and c.batch_size * max(c.hidden) >= 2**18  # not measured
+        large = torch.cuda.is_available() and c.batch_size * max(c.hidden) >= 2**18  # a guess, not measured
         run = Training(c, None, device or ("cuda" if large else "cpu"), options.threads)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
