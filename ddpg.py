@@ -211,7 +211,7 @@ class ReplayBuffer:
 # ---------------------------------------------------------------------------------------------------- networks
 
 
-LARGE = 2**22  # multiplications in a product from which on another kernel and a second thread pay
+LARGE = 2**22  # multiplications of a batch by a square matrix from which on another kernel and a second thread pay
 
 
 @functools.cache
@@ -224,10 +224,11 @@ def onednn():
 
 def bmm(a, b, bias=None, out=None):
     """Matrix products side by side: a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
-    (n, i, k), j = a.shape, b.shape[-1]
-    if k == 1 and bias is None:  # outer products, which torch.bmm is slow at
+    n, i, k = a.shape
+    if n > 1 and k == 1 and bias is None:  # outer products, which torch.bmm is slow at
         return torch.mul(a, b, out=out)
-    if i * k * max(k, j) >= LARGE and a.is_cpu and not torch.is_grad_enabled():  # autograd does not know what follows
+    if i * k * k >= LARGE and a.is_cpu and not torch.is_grad_enabled():  # autograd does not know what follows
+        j = b.shape[-1]
         if n > 1 and i > 1 and j == 1:  # columns: they take MKL up to ten times as long as the same numbers as rows
             return bmm(b.view(n, 1, k), a.mT, bias, out if out is None else out.view(n, 1, i)).mT
         if min(i, k, j) >= 16 and onednn():  # takes half of MKL's time on an AMD processor
