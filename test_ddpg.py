@@ -1645,7 +1645,7 @@ def test_threads_and_device_are_heeded_when_a_run_is_resumed_or_tested(tmp_path,
     folder, tuned = begin(Config.preset(**SHORT), tmp_path / "run"), []
     threads = lambda: ddpg.read_npz(folder / "state.npz")[1]["threads"]
     assert threads() == 1
-    result = command("--resume", folder, "--quiet", "--threads", 2, "--device", "cpu", fresh=True)
+    result = command("--resume", folder, "--quiet", "--episodes", 1, "--threads", 2, "--device", "cpu", fresh=True)
     assert result.returncode == 0 and threads() == 2, result.stderr
     monkeypatch.setattr(ddpg, "tune", tuned.append)
     for flags in [], ["--threads", "2"]:
