@@ -737,7 +737,7 @@ def test_the_readmes_loop_of_ones_own_learns():
             obs = obs + agent.act(obs)
         return np.abs(obs).sum(1).mean()
 
-    names = vars(ddpg) | dict(obs_dim=2, low=[-0.5] * 2, high=[0.5] * 2, steps=2_000, system=system, restart=restart, obs=restart())
+    names = dict(obs_dim=2, low=[-0.5] * 2, high=[0.5] * 2, steps=2_000, system=system, restart=restart, obs=restart())
     exec(readme("for _ in range(steps)").replace("hidden=", "actor_lr=1e-3, critic_lr=1e-3, hidden="), names)
     assert distance(names["agent"]) < 0.3 * distance(Agent(2, [-0.5] * 2, [0.5] * 2, names["config"]))
 
@@ -1864,7 +1864,7 @@ def test_ten_thousand_hostile_policy_files(tmp_path):
 
 
 def test_the_readme_runs_a_policy_with_numpy_alone(tmp_path, monkeypatch):
-    block = readme("import numpy as np")
+    block = readme("def policy(path)")
     assert len(block[block.index('def ') :].splitlines()) == 10 and "torch" not in block and "ddpg" not in block
     names = {}
     exec(block, names)
