@@ -177,7 +177,7 @@ class Player:
         helped = act is not None
         if helped or push_by is not None or self.t == len(self.tape):
             if act is None:
-                act = self.policy.policy(self.episode.obs)
+                act = self.policy.act_unit(self.episode.obs)
                 if self.noisy:
                     act = act + self.noise(self.policy.config.noise_sigma)
             self.tape[self.t :] = [(act.clip(-1, 1), push_by, helped)]
@@ -236,7 +236,7 @@ class Player:
     def realised(self):
         """The discounted return from each step on, with the critic's value of the last state after a time limit."""
         last = np.array(self.trail[-1:])
-        returns = [0.0 if self.episode.terminated else self.q(last, self.policy.policy(last))[0]]
+        returns = [0.0 if self.episode.terminated else self.q(last, self.policy.act_unit(last))[0]]
         for rew in reversed(self.rewards):
             returns.append(rew + self.policy.config.gamma * returns[-1])
         return returns[:0:-1]  # in order, without that value
