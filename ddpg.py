@@ -1,35 +1,22 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.10"
-# dependencies = [
-#     "torch",
-#     "numpy",
-#     "gymnasium[classic-control]>=1.3",
-#     "gymnasium[box2d]>=1.3; python_version < '3.14'",
-# ]
-# ///
 """DDPG and TD3, deep deterministic policy gradients, in one file to read, run and copy.
 
     python ddpg.py --env Pendulum-v1                            solved in seconds
     python ddpg.py --env LunarLanderContinuous-v3 --seed 3      landed in minutes
     python ddpg.py --env my_module:MyEnv-v0 --algo td3          your own environment
-    python ddpg.py --eval runs/Pendulum-v1/ddpg-seed0           100 test episodes of the best policy
+    python ddpg.py --eval runs/Pendulum-v1/ddpg-seed0           test the best policy
     python ddpg.py --resume runs/Pendulum-v1/ddpg-seed0         go on with an interrupted run
-    python ddpg.py --env Pendulum-v1 --watch                    train with the viewer open beside it
+    python ddpg.py --env Pendulum-v1 --watch                    train with the viewer beside it
 
 DDPG (arXiv:1509.02971) learns a critic Q(s, a) by temporal differences and an actor mu(s) that
 climbs it. TD3 (arXiv:1802.09477) is DDPG with three independent switches: the smaller of two
 critics (`n_critics`), delayed actor and target updates (`policy_delay`) and noise on the target
-action (`target_noise`). One agent does both: at the values 1, 1, 0 each switch is an identity.
-
-First comes the algorithm: configuration, replay, networks, noise, agent. Under the ruled line comes
-what runs it fast and safely: speed, files, environments, training, a run's folder, command line.
+action (`target_noise`). At 1, 1, 0 each is an identity, so one agent does both.
 """
 
 import argparse
 import copy
 import ctypes
-import difflib
 import functools
 import io
 import json
@@ -55,20 +42,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-# ------------------------------------------------------------------------------- configuration
+# --------------------------------------------- configuration
 
 
 class UsageError(ValueError):
-    """Something the user can mend: a flag, environment or file. The command line exits with 2."""
+    """Something the user can mend: a flag, an environment or a file."""
 
 
 def flag(default, meaning, low=None, high=None, **more):
-    """A field of Config: what --help says of it, and the range of the numbers that it may be."""
+    """A field of Config: its default, its meaning for --help, and the range of its numbers."""
     return field(default=default, metadata={"help": meaning, "low": low, "high": high}, **more)
 
 
-# TD3 is DDPG with three switches on; each can be set alone, and every ablation is one flag
-ALGOS = {
+ALGOS = {  # presets of TD3's switches, each of which can be set alone
     "ddpg": dict(n_critics=1, policy_delay=1, target_noise=0.0),
     "td3": dict(n_critics=2, policy_delay=2, target_noise=0.2),
 }
@@ -77,10 +63,7 @@ ALGOS = {
 # fmt: off
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides a run's result; each field is a flag.
-
-    A switch that is None gets its value from `algo`. Raises UsageError for impossible values.
-    """
+    """Everything that decides a run's result; each field is a flag. Raises UsageError."""
 
     env: str = flag("Pendulum-v1", "gymnasium id, or module:Id for an environment of your own")
     env_kwargs: dict = flag(None, "keyword arguments of the environment, as JSON", hash=False)
@@ -92,11 +75,11 @@ class Config:
     updates_per_step: int = flag(1, "gradient updates per environment step", 0, 1_000)
     batch_size: int = flag(256, "transitions in an update", 1, 10**6)
     buffer_size: int = flag(1_000_000, "transitions remembered", 1, 10**9)
-    save_replay: bool = flag(True, "keep them in the state, without which --resume is not exact")
+    save_replay: bool = flag(True, "keep them in the state, without which resuming is not exact")
     gamma: float = flag(0.99, "discount of the future, per step", 0, 1)
     n_step: int = flag(1, "rewards summed before the target bootstraps", 1, 1_000)
     reward_scale: float = flag(1.0, "factor on rewards as the critic sees them", 1e-9, 1e9)
-    hidden: tuple[int, ...] = flag((256, 256), "widths of all networks' hidden layers", 1, 16_384)
+    hidden: tuple[int, ...] = flag((256, 256), "widths of the hidden layers", 1, 16_384)
     obs_scale: tuple[float, ...] = flag((), "typical size of each observation", 1e-9, 1e9)
     layer_norm: bool = flag(True, "normalise the critic's hidden layers")
     actor_lr: float = flag(3e-4, "Adam's learning rate for the actor", 1e-9, 1)
@@ -109,35 +92,28 @@ class Config:
     noise_sigma: float = flag(0.1, "scale of exploration noise; actions span [-1, 1]", 0, 10)
     noise_theta: float = flag(1.0, "1: white noise; below: Ornstein-Uhlenbeck, louder", 1e-6, 1)
     noise_sigma_end: float = flag(None, "scale after annealing; default: no annealing", 0, 10)
-    noise_anneal: float = flag(0.5, "part of total_steps in which the scale is annealed", 1e-9, 1)
+    noise_anneal: float = flag(0.5, "part of total_steps in which it is annealed", 1e-9, 1)
     eval_every: int = flag(5_000, "environment steps between evaluations; 0: never", 0, 10**12)
     eval_episodes: int = flag(10, "episodes of an evaluation", 1, 10_000)
     solved_at: float = flag(None, "mean evaluation return that is a solution", -1e12, 1e12)
-    stop_when_solved: bool = flag(True, "stop once 100 evaluation episodes confirm solved_at")
+    stop_when_solved: bool = flag(True, "stop once 100 episodes confirm solved_at")
     # fmt: on
 
     def __post_init__(self):
         if self.algo not in (None, *ALGOS):
             raise UsageError(f"algo: {self.algo!r} is not one of {', '.join(ALGOS)}")
-        unset = {"env_kwargs": {}, **ALGOS[self.algo or "td3"]}
+        unset = {"env_kwargs": {}} | ALGOS[self.algo or "td3"]
         for f in fields(self):
             value = getattr(self, f.name)
             value = unset.get(f.name) if value is None else value
             object.__setattr__(self, f.name, checked(f, value))
-        # A name that is not that of the switches would lie
-        for algo, switches in ALGOS.items():
-            if all(getattr(self, name) == value for name, value in switches.items()):
-                if self.algo not in (None, algo):
-                    raise UsageError(f"algo: {one_line(switches)} is {algo}, not {self.algo}; "
-                                     "in Python, config.replace(algo=..) changes them together")
-                object.__setattr__(self, "algo", algo)
-        object.__setattr__(self, "algo", self.algo or "td3")
-        if len(self.hidden) > 100:
-            raise UsageError(f"hidden: {len(self.hidden):,} layers are more than 100")
-        if self.learning_starts < self.n_step:
-            raise UsageError(
-                f"learning_starts: {self.learning_starts} must be at least n_step, {self.n_step}"
-            )
+        named = [name for name in ALGOS if ALGOS[name].items() <= vars(self).items()]
+        algo = named[0] if named else self.algo or "td3"
+        if self.algo not in (None, algo):  # the name would lie
+            raise UsageError(f"algo: these switches are {algo}: use config.replace(algo=..)")
+        object.__setattr__(self, "algo", algo)
+        if len(self.hidden) > 100 or self.learning_starts < self.n_step:
+            raise UsageError("hidden: at most 100 layers; learning_starts: at least n_step")
 
     def replace(self, **changes):
         """A changed copy; another `algo` brings its switches along, but for those in `changes`."""
@@ -145,7 +121,7 @@ class Config:
 
     @classmethod
     def preset(cls, env="Pendulum-v1", **explicit):
-        """The tuned values of an environment: default < its preset < algo < `explicit`."""
+        """The tuned values: default < preset of the environment < algo < `explicit`."""
         tuned = PRESETS.get(env, {}) | ALGOS.get(explicit.get("algo"), {})
         return cls(**{"env": env, **tuned, **explicit})
 
@@ -172,7 +148,7 @@ PRESETS = {
 }
 # fmt: on
 
-# -------------------------------------------------------------------------------------- replay
+# ---------------------------------------------------- replay
 
 
 class ReplayBuffer:
@@ -186,8 +162,7 @@ class ReplayBuffer:
 
     def __init__(self, capacity, obs_dim, act_dim, n_step=1, gamma=0.99, device="cpu"):
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
-        # Memory is touched only as it fills
-        self.rows = torch.empty(capacity, sum(self.columns), device=device)
+        self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
         self.n_step, self.gamma = n_step, gamma
         self.pending = deque()  # the last steps, still short of n rewards
         self.written = 0
@@ -196,11 +171,10 @@ class ReplayBuffer:
         return min(self.written, len(self.rows))
 
     def add(self, obs, act, rew, next_obs, terminated, truncated):
-        """Store a step: obs, next_obs (obs,), act (act,) in [-1, 1].
+        """Store a step: obs, next_obs (obs,), act (act,) in [-1, 1], in order.
 
-        Steps come in order, from one environment. Where an episode ends, next_obs is its final
-        observation. A time limit (`truncated`) ends the rewards but not the world: only
-        `terminated` stops the bootstrapping.
+        Where an episode ends, next_obs is its final one. A time limit (`truncated`) ends the
+        rewards but not the world: only `terminated` stops the bootstrapping.
         """
         self.pending.append((np.concatenate([obs, act]), rew))  # a copy
         while self.pending and (len(self.pending) == self.n_step or terminated or truncated):
@@ -214,22 +188,21 @@ class ReplayBuffer:
             self.written += 1
 
     def sample(self, batch_size, generator=None):
-        """Rows at random: obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
+        """Draw obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
         size, device = (batch_size,), self.rows.device
         index = torch.randint(len(self), size, generator=generator, device=device)
         return self.rows.index_select(0, index).split(self.columns, dim=1)
 
 
-# ------------------------------------------------------------------------------------ networks
+# -------------------------------------------------- networks
 
 
 class MLP(nn.Module):
     """`n` multilayer perceptrons side by side, (B, in) -> (n, B, out): a product per layer.
 
-    Weights start uniform in +-1/sqrt(inputs), and in +-0.003 in the last layer: first actions near
-    0, where tanh is not flat, and first values near 0 (arXiv:1509.02971, section 7). `scale` gives
-    typical sizes of the first inputs, by which their weights are divided: a velocity of 0.07 would
-    go unnoticed for most of a training.
+    Weights start uniform in +-1/sqrt(inputs), and in +-0.003 in the last layer: first actions
+    near 0, where tanh is not flat, and first values near 0 (arXiv:1509.02971, section 7). `scale`
+    has typical sizes of the first inputs, by which their weights are divided.
     """
 
     def __init__(self, n, sizes, scale=(), layer_norm=False):
@@ -244,7 +217,7 @@ class MLP(nn.Module):
             self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
 
     def layers(self):
-        """Pairs (weight, bias); to iterate over ParameterLists takes twenty times as long."""
+        """Pairs (weight, bias), twenty times as fast as by iterating over ParameterLists."""
         weights, biases = self._modules.values()
         return zip(weights._parameters.values(), biases._parameters.values())
 
@@ -273,8 +246,8 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) -> (n, B, 1). Any nn.Module will do.
 
-    Layer norm replaces the DDPG paper's batch norm: it tames Q for unseen actions, and is the same
-    in training and evaluation.
+    Layer norm replaces the DDPG paper's batch norm: it tames Q for unseen actions, and is the
+    same in training and evaluation.
     """
 
     def __init__(self, obs_dim, act_dim, config):
@@ -287,11 +260,10 @@ class Critic(nn.Module):
 
 
 class Flat:
-    """The trainable parameters of a network as one vector, `data`, of which they become views.
+    """A network's trainable parameters as one vector, `data`, of which they become views.
 
-    Polyak averaging is then one lerp, Adam sees one tensor, and a checkpoint is a few vectors.
-    `grad` is the vector of their gradients. What takes a parameter out of the vector, as `.to(..)`
-    or `.double()` do, is a RuntimeError at the next update.
+    Polyak averaging is then one lerp, and Adam sees one tensor; `grad` has their gradients. What
+    would part them from it, as `.double()`, is a RuntimeError at one of the next updates.
     """
 
     def __init__(self, network):
@@ -303,53 +275,48 @@ class Flat:
         self.data = torch.cat([p.detach().flatten() for p in self.params])
         self.grad = torch.zeros_like(self.data)
         self.grads = [grad.view_as(p) for p, grad in zip(self.params, self.grad.split(sizes))]
-        for p, data, grad in zip(self.params, self.data.split(sizes), self.grads):
-            p.data, p.grad = data.view_as(p), grad
+        for p, data in zip(self.params, self.data.split(sizes)):
+            p.data = data.view_as(p)
         self.places = [p.data_ptr() for p in self.params]
-        # What does not learn, but belongs to the network: running statistics, frozen layers
-        self.buffers = [p for p in network.parameters() if not p.requires_grad]
-        self.buffers += network.buffers()
+        # What does not learn but belongs to the network: running statistics, frozen layers
+        self.rest = [p for p in network.parameters() if not p.requires_grad]
+        self.rest += network.buffers()
 
     def gather(self):
-        """Move gradients that are elsewhere into the vector, as zero_grad() parts them from it."""
+        """Bring gradients into the vector, of which zero_grad() takes them out."""
         for p, grad, place in zip(self.params, self.grads, self.places):
             if p.data_ptr() != place or not p.requires_grad:
-                self.refuse()
+                self.check(self.network)
             if p.grad is not grad:
-                grad.zero_() if p.grad is None else grad.copy_(p.grad.detach())
+                grad.copy_(torch.zeros_like(grad) if p.grad is None else p.grad.detach())
                 p.grad = grad
 
     def follow(self, other, tau):
         """Polyak averaging: go the part `tau` of the way to another network of this kind."""
-        if [p.data_ptr() for p in self.params] != self.places:
-            self.refuse()
         self.data.lerp_(other.data, tau)
-        for mine, theirs in zip(self.buffers, other.buffers):
+        for mine, theirs in zip(self.rest, other.rest):
             mine.copy_(theirs)
 
     def check(self, network):
-        """Raise RuntimeError if `network` is not the one whose parameters these are."""
-        if [id(p) for p in network.parameters() if p.requires_grad] != [*map(id, self.params)]:
-            self.refuse()
+        """Raise RuntimeError if these are not the parameters of `network`."""
+        params = [p for p in network.parameters() if p.requires_grad]
+        same = [*map(id, params)] == [*map(id, self.params)]
+        if not same or [p.data_ptr() for p in params] != self.places:
+            text = "parameters were moved, converted, frozen or replaced after the agent was made"
+            raise RuntimeError(f"{type(network).__name__}: {text}: do it in its __init__")
 
-    def refuse(self):
-        raise RuntimeError(
-            f"{type(self.network).__name__}: a parameter was moved, converted, frozen or replaced "
-            "after the agent was made. Do it in __init__ of the network, or change values in place"
-        )
-
-    def __reduce__(self):  # deep copies and pickles part views from their vector: join them again
+    def __reduce__(self):  # copies and pickles part views from their vector: join them again
         return Flat, (self.network,)
 
 
-# --------------------------------------------------------------------------------------- noise
+# ----------------------------------------------------- noise
 
 
 class Noise:
     """Exploration noise, one recurrence: x <- (1 - theta) x + sigma eps, eps ~ N(0, 1) per action.
 
     theta = 1 is Gaussian white noise; less is an Ornstein-Uhlenbeck process, which pushes the same
-    way for about 1/theta steps, with a standard deviation of sigma / sqrt(theta (2 - theta)).
+    way for about 1/theta steps, and whose sd is sigma / sqrt(theta (2 - theta)).
     """
 
     def __init__(self, act_dim, theta, rng):
@@ -366,14 +333,14 @@ class Noise:
         return self.x.copy()
 
 
-# --------------------------------------------------------------------------------------- agent
+# ----------------------------------------------------- agent
 
 
 class Adam:
     """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel.
 
-    Any optimizer of torch.optim can stand in its place; what they wrap around this kernel takes
-    most of a second to import, and longer than a small network's Adam to run.
+    Any torch.optim optimizer can take its place; what they wrap around this kernel takes most of
+    a second to import, and longer than a small network's Adam to run.
     """
 
     def __init__(self, flat, lr):
@@ -391,11 +358,10 @@ class Adam:
         k, m, v = self.state.values()
         k += 1
         torch._fused_adam_(
-            [self.flat.data], [self.flat.grad], [m], [v], [], [k],
-            lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8,
-            weight_decay=0.0, amsgrad=False, maximize=False,
+            [self.flat.data], [self.flat.grad], [m], [v], [], [k], lr=self.lr, beta1=0.9,
+            beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip
-        # As autograd knows nothing of the vector: a graph of the old values must not be used
+        # Or autograd would go back through a graph of the old values without a word
         torch.autograd.graph.increment_version(self.flat.params)
 
     def state_dict(self):
@@ -407,18 +373,22 @@ class Adam:
             tensor.copy_(saved["state"][0][name])
 
 
-NETWORKS = "actor", "critic", "actor_target", "critic_target"
-
-
 class Agent:
     """DDPG and TD3 for observations of `obs_dim` numbers and actions from `low` to `high`, (act,).
 
     The networks speak [-1, 1]; `to_env` is the one place where actions take on the environment's
-    units. Of the Config it takes what concerns networks and updates; replay, noise and rewards are
-    the caller's. Raises UsageError for an obs_scale of another length, ValueError for impossible
-    bounds or networks.
+    units. Of the Config it takes what concerns networks and updates; replay, noise and rewards
+    are the caller's. Raises ValueError for impossible bounds, sizes or networks.
     """
 
+    PARTS = (
+        "actor",
+        "critic",
+        "actor_target",
+        "critic_target",
+        "actor_optimizer",
+        "critic_optimizer",
+    )
     MEASURE_EVERY = 100  # updates, as it takes as long as one
 
     def __init__(self, obs_dim, low, high, config, device="cpu"):
@@ -433,7 +403,7 @@ class Agent:
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
             check_networks(self)
         self.actor_target, self.critic_target = copy.deepcopy((self.actor, self.critic))
-        self.flat = {name: Flat(getattr(self, name)) for name in NETWORKS}
+        self.flat = {name: Flat(getattr(self, name)) for name in self.PARTS[:4]}
         self.actor_optimizer = Adam(self.flat["actor"], config.actor_lr)
         self.critic_optimizer = Adam(self.flat["critic"], config.critic_lr)
         # For batches and target noise
@@ -469,7 +439,7 @@ class Agent:
         return -self.critic(obs, self.actor(obs))[0].mean()
 
     def update(self, batch):
-        """One update of DDPG (arXiv:1509.02971, Algorithm 1) and TD3 (arXiv:1802.09477, the same).
+        """One update of DDPG (arXiv:1509.02971) and TD3 (arXiv:1802.09477), Algorithm 1 in both.
 
         batch: obs s (B, obs), act a (B, act), R (B, 1), next_obs s' (B, obs), discount (B, 1).
 
@@ -522,72 +492,38 @@ class Agent:
         latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
 
-    def state(self):
-        """All that `update` changes, for exact resumption -> arrays by name, and what is JSON."""
-        meta, tensors = {"updates": self.updates}, {"metrics": self.metrics}
-        for name, flat in self.flat.items():
-            tensors[name] = flat.data
-            tensors |= {f"{name}.{i}": buffer for i, buffer in enumerate(flat.buffers)}
-        for name in "actor_optimizer", "critic_optimizer":
-            saved = getattr(self, name).state_dict()
-            meta[name] = saved["param_groups"]
-            for i, state in saved["state"].items():
-                tensors |= {f"{name}.{i}.{key}": torch.as_tensor(v) for key, v in state.items()}
-        arrays = {f"agent.{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
-        return arrays | {"generator": self.generator.get_state().numpy()}, meta
+    def state_dict(self):
+        """All that `update` changes, for exact resumption."""
+        state = {name: getattr(self, name).state_dict() for name in self.PARTS}
+        generator = self.generator.get_state()
+        return state | dict(updates=self.updates, metrics=self.metrics, generator=generator)
 
-    def restore(self, arrays, meta):
-        """Go on from what `state` returned."""
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        self.updates = meta["updates"]
-        self.generator.set_state(tensors["generator"])
-        self.metrics.copy_(tensors["agent.metrics"])
-        for name, flat in self.flat.items():
-            flat.data.copy_(tensors[f"agent.{name}"])
-            for i, buffer in enumerate(flat.buffers):
-                buffer.copy_(tensors[f"agent.{name}.{i}"])
-        for name in "actor_optimizer", "critic_optimizer":
-            states = {}
-            for key, tensor in tensors.items():
-                if key.startswith(f"agent.{name}."):
-                    i, moment = key.split(".")[2:]
-                    states.setdefault(int(i), {})[moment] = tensor
-            saved = {"state": states, "param_groups": meta[name]}
-            getattr(self, name).load_state_dict(saved)
-
-    def is_finite(self):
-        """Whether all numbers of actor and critic are finite."""
-        return all(bool(self.flat[name].data.isfinite().all()) for name in ("actor", "critic"))
+    def load_state_dict(self, state):
+        """Go on from what `state_dict` returned."""
+        for name in self.PARTS:
+            getattr(self, name).load_state_dict(state[name])
+        self.updates = state["updates"]
+        self.metrics.copy_(state["metrics"])
+        self.generator.set_state(state["generator"])
 
     def save(self, path, env, step, evaluation=None):
-        """Write a policy file, actor and critic: plain arrays for numpy, and a text of JSON."""
-        arrays = {
-            f"{name}.{key}": tensor.cpu().numpy()
-            for name in ("actor", "critic")
-            for key, tensor in getattr(self, name).state_dict().items()
-        }
-        write_npz(
-            path,
-            arrays,
-            format=FORMAT,
-            env=env,
-            step=step,
-            evaluation=evaluation,
-            obs_dim=self.obs_dim,
-            low=self.low.tolist(),
-            high=self.high.tolist(),
-            config=asdict(self.config),
-            versions=VERSIONS,
-        )
+        """Write a policy file, actor and critic: arrays that numpy can read, and a text of JSON."""
+        arrays = {}
+        for name in "actor", "critic":
+            for key, tensor in getattr(self, name).state_dict().items():
+                arrays[f"{name}.{key}"] = tensor.cpu().numpy()
+        meta = dict(format=FORMAT, env=env, step=step, evaluation=evaluation, versions=VERSIONS)
+        meta |= dict(obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist())
+        write_npz(path, arrays, **meta, config=asdict(self.config))
 
 
-# ==============================================================================================
-# Here the algorithm ends. What follows runs it fast and safely.
-# ==============================================================================================
+# ===========================================================
+# Here the algorithm ends. The rest runs it fast and safely.
+# ===========================================================
 
-# --------------------------------------------------------------------------------------- speed
+# ----------------------------------------------------- speed
 
-LARGE_PRODUCT = 2**22  # multiplications of batch x square matrix, where other kernels begin to pay
+LARGE_PRODUCT = 2**22  # multiplications, from which on other kernels and a second thread pay
 
 
 @functools.cache
@@ -606,28 +542,27 @@ def bmm(a, b, bias=None, out=None):
     # Autograd does not know what follows
     if i * k * k >= LARGE_PRODUCT and a.is_cpu and not torch.is_grad_enabled():
         j = b.shape[-1]
-        if n > 1 and i > 1 and j == 1:
-            # Columns take MKL up to ten times as long as the same numbers as rows
+        if n > 1 and i > 1 and j == 1:  # columns: MKL is up to ten times as fast with rows
             out = None if out is None else out.view(n, 1, i)
             return bmm(b.view(n, 1, k), a.mT, bias, out).mT
         if min(i, k, j) >= 16 and onednn():  # half of MKL's time on an AMD processor
-            biases = [None] * n if bias is None else bias[:, 0]
-            products = [onednn()(x, y.mT, z, "none", [], "") for x, y, z in zip(a, b, biases)]
-            return torch.stack(products, out=out) if n > 1 or out is not None else products[0][None]
+            terms = zip(a, b.mT, [None] * n if bias is None else bias[:, 0])
+            products = [onednn()(x, y, z, "none", [], "") for x, y, z in terms]
+            alone = n == 1 and out is None
+            return products[0][None] if alone else torch.stack(products, out=out)
     return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
 
 
 def forward_by_hand(net, x, n):
     """The first n networks of an MLP -> their output (n, B, out), and a tape for the way back."""
-    tape, norm = [], None
-    x = x.expand(n, *x.shape)
+    x, tape, norm = x.expand(n, *x.shape), [], None
     for weight, bias in net.layers():
         w, b = (weight, bias) if n == net.n else (weight[:n], bias[:n])
+        if tape and net.layer_norm:
+            z = x
+            x, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], None, None, 1e-5)
+            norm = z, mean, rstd
         if tape:
-            if net.layer_norm:
-                z = x
-                x, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], None, None, 1e-5)
-                norm = z, mean, rstd
             x = x.relu_()
         tape.append((x, w, norm, weight, bias))
         x = bmm(x, w, b)
@@ -635,10 +570,7 @@ def forward_by_hand(net, x, n):
 
 
 def backward_by_hand(tape, grad, of_input=False):
-    """The chain rule: grad = dloss/doutput (n, B, out) -> dloss/dparameter in `parameter.grad`.
-
-    of_input: returns dloss/dx (n, B, in) instead.
-    """
+    """The chain rule: dloss/doutput (n, B, out) -> `grad` of the parameters, or dloss/dinput."""
     while tape:
         x, w, norm, weight, bias = tape.pop()
         if not of_input:
@@ -650,8 +582,8 @@ def backward_by_hand(tape, grad, of_input=False):
             grad = torch.ops.aten.threshold_backward(grad, x, 0)  # of relu: 0 where x is
         if norm:
             z, mean, rstd = norm
-            args = grad, z, z.shape[-1:], mean, rstd, None, None, (True, False, False)
-            grad = torch.ops.aten.native_layer_norm_backward(*args)[0]
+            inputs = grad, z, z.shape[-1:], mean, rstd, None, None, (True, False, False)
+            grad = torch.ops.aten.native_layer_norm_backward(*inputs)[0]
     return grad
 
 
@@ -680,71 +612,57 @@ GRADIENTS = {Agent.critic_loss: critic_gradient, Agent.actor_loss: actor_gradien
 
 
 def gradients_that_agree(agent):
-    """Those of GRADIENTS that autograd finds too; where one is not, a line says so.
+    """Those of GRADIENTS that are autograd's for this agent; a line says so if one is not.
 
-    Tried on copies of the networks with parameters of several sizes, and on batches with tiny and
+    Tried on copies of the networks with small and large parameters, and on batches with tiny and
     huge errors, saturated actions and dead units, so that no edited loss agrees by chance.
     """
-    agree = dict(GRADIENTS)
-    try:
-        for loss in disagreeing(agent):
-            agree.pop(loss, None)
-    except Exception:  # a network of another make: its error, if it is one, comes from autograd
-        agree = {}
-    slow = [f.__name__ for f in GRADIENTS if getattr(agent, f.__name__).__func__ not in agree]
-    if slow:
-        print(
-            f"ddpg.py: {' and '.join(slow)} by autograd, as it or a network is your own",
-            file=sys.stderr,
-        )
+    agree = {}
+    for name, gradient in ("critic", critic_gradient), ("actor", actor_gradient):
+        loss = getattr(getattr(agent, f"{name}_loss"), "__func__", None)
+        with suppress(Exception), torch.random.fork_rng(devices=[]):  # autograd will say the same
+            if GRADIENTS.get(loss) is gradient and all(
+                same_gradient(agent, name, loss, *sizes)
+                for sizes in ((0.1, 1, 0.01), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6))
+            ):
+                agree[loss] = gradient
+        if loss not in agree:
+            print(f"ddpg.py: {name}_loss by autograd, as changed here", file=sys.stderr)
     return agree
 
 
-def disagreeing(agent):
-    """Yield the losses of Agent whose gradient by hand is not that of autograd."""
+def same_gradient(agent, name, loss, of_params, of_obs, of_errors):
+    """Whether a gradient by hand is autograd's, on a batch with numbers of these sizes."""
     trial = copy.copy(agent)
-    trial.actor, trial.critic = copy.deepcopy((agent.actor.train(), agent.critic.train()))
-    flats = [Flat(trial.critic), Flat(trial.actor)]  # in the order of GRADIENTS
-    trial.flat = dict(zip(("critic", "actor"), flats))
-    generator = torch.Generator(agent.device).manual_seed(0)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator, device=agent.device)
-
-    sizes = (0.1, 1, 0.01), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6)
-    for of_parameters, of_obs, of_errors in sizes:
-        for flat in flats:
-            flat.data.copy_(of_parameters * random(len(flat.data)))
-        obs, act = of_obs * random(32, agent.obs_dim), random(32, len(agent.low)).clamp(-1, 1)
+    trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
+    trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
+    for flat in trial.flat.values():
+        flat.data.copy_(of_params * draw(len(flat.data)))
+    obs, act, error = draw(32, agent.obs_dim), draw(32, len(agent.low)), draw(32, 1)
+    batch = [x.to(agent.device) for x in (of_obs * obs, act.clamp(-1, 1))]
+    if name == "critic":
         with torch.no_grad():
-            target_q = trial.critic(obs, act).amin(dim=0) + of_errors * random(32, 1)
-        for (loss, gradient), batch, flat in zip(
-            GRADIENTS.items(), [(obs, act, target_q), (obs, act)], flats
-        ):
-            found = []
-            for by_hand in False, True:
-                for f in flats:
-                    f.gather()
-                    f.grad.zero_()
-                if by_hand:
-                    gradient(trial, *batch)
-                else:
-                    loss(trial, *batch).backward()
-                flat.gather()
-                found.append(flat.grad.clone())
-            if not (found[0] - found[1]).norm() <= 1e-4 * found[0].norm():
-                yield loss
+            batch += [trial.critic(*batch).amin(dim=0) + of_errors * error.to(agent.device)]
+    flat, grads = trial.flat[name], []
+    for side in lambda *batch: loss(*batch).backward(), GRADIENTS[loss]:
+        flat.gather()
+        flat.grad.zero_()  # what the other side left
+        side(trial, *batch)
+        flat.gather()
+        grads.append(flat.grad.clone())
+    return (grads[0] - grads[1]).norm() <= 1e-4 * grads[0].norm()
 
 
 def tune(config, threads=None):
-    """Settings of the whole process for training: threads, denormals, memory, torch's global seed.
+    """Settings of the whole process: threads, denormals, torch's global seed, memory.
 
-    Called by `train`, `resume` and the command line, before the first thread of torch exists.
+    Called by `train`, `resume` and the command line, before torch has started any thread.
     """
     large = config.batch_size * max(config.hidden, default=0) ** 2 >= LARGE_PRODUCT
     torch.set_num_threads(threads or (min(2, os.cpu_count() or 1) if large else 1))
     torch.set_flush_denormal(True)  # numbers too small to matter make layers many times slower
-    torch.manual_seed(config.seed)  # for dropout in networks of your own
+    torch.manual_seed(config.seed)  # for what networks of your own draw as they learn
     # glibc gives back what large layers free, page by page, and asks for it at the next update
     with suppress(AttributeError, OSError, TypeError):  # another libc has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
@@ -752,22 +670,7 @@ def tune(config, threads=None):
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
-def checked(f, value):
-    """The value of a field of Config in its own type. Raises UsageError for an impossible one."""
-    item, *more = get_args(f.type) or [f.type]  # of tuple[int, ...]: int, and there may be more
-    kind, low, high = tuple if more else item, f.metadata["low"], f.metadata["high"]
-    value = value.item() if isinstance(value, np.generic) else value
-    if kind is tuple and isinstance(value, (list, tuple)):
-        value = tuple(v.item() if isinstance(v, np.generic) else v for v in value)
-    if value is None and f.default is None:  # unset
-        return None
-    if kind in (str, bool, dict, tuple) and not isinstance(value, kind):
-        raise UsageError(f"{f.name}: {value!r} is not a {kind.__name__}")
-    for v in () if low is None else value if kind is tuple else [value]:
-        if not isinstance(v, (int, float) if item is float else int) or not low <= v <= high:
-            whole = "a" if item is float else "a whole"  # and nan is between no two numbers
-            raise UsageError(f"{f.name}: {v!r} is not {whole} number between {low:,} and {high:,}")
-    return value
+# ---------------------------------------------------- checks
 
 
 def one_line(value):
@@ -775,42 +678,54 @@ def one_line(value):
     return " ".join(str(value).split())[:200]
 
 
-class FromSeed(TorchFunctionMode):
-    """Random numbers of torch within come from a generator of their own, whatever asks for them.
+def type_of(f):
+    """The type of a field of Config, and whether there may be several of it in a tuple."""
+    item, *more = get_args(f.type) or [f.type]
+    return item, bool(more)
 
-    A network begins as its seed says, in any thread, and leaves the global generator alone.
-    """
+
+def checked(f, value):
+    """The value of a field of Config. Raises UsageError for an impossible one."""
+    (item, several), low, high = type_of(f), f.metadata["low"], f.metadata["high"]
+    values = list(value) if several and isinstance(value, (list, tuple)) else [value]
+    values = [v.item() if isinstance(v, np.generic) else v for v in values]
+    if values == [None] and f.default is None:
+        return None
+    for v in values:
+        kind = (int, float) if item is float else item
+        fits = isinstance(v, kind) and not (isinstance(v, bool) and item in (int, float))
+        if not fits or (low is not None and not low <= v <= high):  # nor is nan
+            span = "" if low is None else f" between {low:,} and {high:,}"
+            raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
+    return tuple(values) if several else values[0]
+
+
+class FromSeed(TorchFunctionMode):
+    """Lets torch draw, within it and in this thread, from a generator of its own."""
 
     def __init__(self, seed):
         self.generator = torch.Generator().manual_seed(seed)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
         if function.__name__ in ("uniform_", "normal_", "rand", "randn", "randperm"):
-            kwargs = {**kwargs, "generator": self.generator}
-        return function(*args, **kwargs)
+            kwargs = {**(kwargs or {}), "generator": self.generator}
+        return function(*args, **(kwargs or {}))
 
 
 @torch.no_grad()
 def check_networks(agent):
     """Raise ValueError for networks of other shapes, or an actor that is not bounded."""
     spread = torch.linspace(-300, 300, 8, device=agent.device)[:, None]
-    obs, act = spread.repeat(1, agent.obs_dim), spread.repeat(1, len(agent.low)) / 300
-    unit, q = agent.actor(obs), agent.critic(obs, act)
-    wanted = (agent.actor, unit, act.shape), (agent.critic, q, (agent.config.n_critics, 8, 1))
-    for network, output, shape in wanted:
-        if output.shape != shape:
-            raise ValueError(
-                f"{type(network).__name__} makes {tuple(output.shape)} "
-                f"of a batch of 8, not {tuple(shape)}"
-            )
-    if unit.abs().max() > 1:
-        raise ValueError(
-            f"{type(agent.actor).__name__} makes actions beyond [-1, 1]: let it end in a tanh"
-        )
+    obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
+    shape, q_shape = tuple(agent.actor(obs).shape), tuple(agent.critic(obs, act).shape)
+    if shape != act.shape or q_shape != (agent.config.n_critics, 8, 1):
+        text = f"of a batch of 8, the actor makes {shape}, the critic {q_shape}: must be "
+        raise ValueError(text + f"{tuple(act.shape)}, {(agent.config.n_critics, 8, 1)}")
+    if agent.actor(obs).abs().max() > 1:
+        raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
 
 
-# --------------------------------------------------------------------------------------- files
+# ----------------------------------------------------- files
 
 FORMAT = 1  # of policy files
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
@@ -819,10 +734,7 @@ MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def write(path, save, previous=None):
-    """Replace a file by what `save(file)` writes, whole or not at all, whenever it is killed.
-
-    previous: the path under which the old one is kept.
-    """
+    """Replace a file by what save(file) writes, whole or not at all; keep the old as `previous`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -838,15 +750,11 @@ def write(path, save, previous=None):
 
 def write_npz(path, arrays, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
-    text = json.dumps(meta, default=lambda number: number.item())  # of numpy's or torch's
-
-    def save(file):
-        np.savez(file, meta=np.array(text), **arrays)
-
+    text = json.dumps(meta, default=lambda number: number.item())
     if hasattr(path, "write"):
-        save(path)
+        np.savez(path, meta=np.array(text), **arrays)
     else:
-        write(Path(path), save)
+        write(Path(path), lambda file: np.savez(file, meta=np.array(text), **arrays))
 
 
 def read_npz(path):
@@ -865,6 +773,26 @@ def read_npz(path):
         raise UsageError(f"{path} cannot be read: {what}") from None
 
 
+def pack(tree, arrays):
+    """Dicts and lists as JSON can hold them, with their tensors in `arrays`."""
+    if torch.is_tensor(tree):
+        name = f"tensor{len(arrays)}"
+        arrays[name] = tree.cpu().numpy()
+        return {"__tensor__": name}
+    if isinstance(tree, dict):
+        return {key: pack(value, arrays) for key, value in tree.items()}
+    return [pack(value, arrays) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+
+def unpack(tree, arrays):
+    """What `pack` was given; torch's optimizers number their parameters."""
+    if isinstance(tree, dict) and "__tensor__" in tree:
+        return torch.from_numpy(arrays[tree["__tensor__"]])
+    if isinstance(tree, dict):
+        return {int(k) if k.isdigit() else k: unpack(value, arrays) for k, value in tree.items()}
+    return [unpack(value, arrays) for value in tree] if isinstance(tree, list) else tree
+
+
 def load(path, device="cpu"):
     """A policy file, or the best policy of a run's folder -> an Agent; `meta` tells its origin.
 
@@ -879,24 +807,22 @@ def load(path, device="cpu"):
     arrays, meta = read_npz(path)
     try:
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
-        sound = isinstance(meta["step"], int) and meta["env"].isprintable()
-        sound = sound and isinstance(meta["evaluation"], int | float | None)
-        if meta["format"] != FORMAT or not sound or not np.isfinite(bounds).all():
+        sound = isinstance(meta["step"], int) and isinstance(meta["evaluation"], float | int | None)
+        if meta["format"] != FORMAT or not sound or not meta["env"].isprintable():
             raise ValueError("of another format")
-        with torch.device("meta"):  # sizes first, before any memory is taken
-            bare = config.replace(obs_scale=())  # torch imports sympy to divide without memory
-            networks = [kind(meta["obs_dim"], bounds.shape[1], bare) for kind in (Actor, Critic)]
-        nbytes = sum(t.nbytes for n in networks for t in n.state_dict().values())
+        sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
+        with torch.device("meta"):  # before any memory is taken; to divide there imports sympy
+            states = [network(*sizes, bare).state_dict() for network in (Actor, Critic)]
+        nbytes = sum(tensor.nbytes for state in states for tensor in state.values())
         if nbytes != sum(array.nbytes for array in arrays.values()):
             raise ValueError("its arrays are not those of its networks")
-        agent = Agent(meta["obs_dim"], *bounds, config, device)
-        for name in "actor", "critic":
-            own = {k[len(name) + 1 :]: v for k, v in arrays.items() if k.startswith(name + ".")}
-            own = {key: torch.from_numpy(array) for key, array in own.items()}
-            getattr(agent, name).load_state_dict(own)
+        agent = Agent(sizes[0], *bounds, config, device)
+        for name, network in ("actor", agent.actor), ("critic", agent.critic):
+            own = {key: torch.from_numpy(arrays[f"{name}.{key}"]) for key in network.state_dict()}
+            network.load_state_dict(own)
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
-        if not agent.is_finite():
-            raise ValueError("its numbers are not finite")
+            if not agent.flat[name].data.isfinite().all():
+                raise ValueError("its numbers are not finite")
     except Exception as error:  # whatever a file made for mischief provokes
         lacks = "it lacks " * isinstance(error, KeyError)
         raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
@@ -904,7 +830,7 @@ def load(path, device="cpu"):
     return agent
 
 
-# -------------------------------------------------------------------------------- environments
+# ---------------------------------------------- environments
 
 
 class EnvError(Exception):
@@ -912,33 +838,25 @@ class EnvError(Exception):
 
 
 def env_makers(config, env=None):
-    """Two functions that make an environment, for training and for evaluation, and one made.
+    """Functions that make an environment for training and for evaluation, and one made.
 
-    env: None for the one that config.env names, a function that makes one, or a gymnasium.Env
-    object: training uses the object itself and evaluation copies of it. Raises UsageError for
-    what does not exist or DDPG cannot control.
+    env: as in Training. Raises UsageError for what does not exist or DDPG cannot control.
     """
     limit, hint = config.max_episode_steps or None, ""
-
-    def by_name():
-        return gym.make(config.env, limit, disable_env_checker=True, **config.env_kwargs)
-
-    makers = [by_name if env is None else env] * 2
+    by_name = functools.partial(gym.make, config.env, limit, disable_env_checker=True)
+    makers = [functools.partial(by_name, **config.env_kwargs) if env is None else env] * 2
     try:
         if isinstance(env, gym.Env):
+            hint = "\nevaluation needs a copy of it: pass a function that makes it instead"
             pristine = copy.deepcopy(env) if config.eval_every else None
             makers = [lambda: env, lambda: copy.deepcopy(pristine)]
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
     except (Exception, SystemExit) as error:  # whatever importing and making it may raise
-        if "ox2" in str(error) and sys.version_info >= (3, 14):
-            hint = "\nBox2D has no wheel for Python 3.14 yet: use Python 3.13"
-        if isinstance(env, gym.Env):
-            hint = "\nevaluation needs a copy of it: pass a function that makes it instead"
         what = f"{type(error).__name__}: {one_line(error)}{hint}"
         raise UsageError(f"cannot make {config.env}: {what}") from error
-    if problem := next(problems(probe, config, env), None):  # as later checks rely on earlier ones
+    for problem in problems(probe, config, env):  # the first, as later ones rely on its absence
         raise UsageError(f"{config.env}: {problem}")
     if not isinstance(env, gym.Env):
         probe.close()
@@ -946,23 +864,20 @@ def env_makers(config, env=None):
 
 
 def problems(probe, config, env):
-    """What of an environment DDPG cannot live with, as texts."""
+    """What makes an environment impossible, as texts."""
     actions = probe.action_space
     for name, space in ("observations", probe.observation_space), ("actions", actions):
+        said = f"its {name} are {one_line(space)}"
         if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
-            yield (
-                f"its {name} are {one_line(space)}, "
-                "but DDPG is for continuous control: both must be a Box"
-            )
+            yield f"{said}, but for continuous control both must be a Box"
         if len(space.shape) > 1 and space.dtype == np.uint8:
-            yield f"its {name} are images, which these networks cannot read: wrap it to features"
+            yield f"{said}, images, which these networks cannot read: wrap it to features"
     if not np.issubdtype(actions.dtype, np.floating):
-        yield f"its actions are whole numbers, {one_line(actions)}: DDPG is for continuous control"
+        yield f"{said}, whole numbers: not continuous control"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
-        yield f"its actions are unbounded, {one_line(actions)}: give them a finite low and high"
+        yield f"{said}, unbounded: give them a finite low and high"
     if env is None and not f":{config.env}".endswith(f":{probe.spec.id}"):
-        module = "".join(config.env.rpartition(":")[:2])
-        yield f"name its version: --env {module}{probe.spec.id}"
+        yield f"name its version, as in {probe.spec.id}"
     if env is None and not probe.spec.max_episode_steps:
         yield "it has no time limit, so an episode might never end: pass --max-episode-steps"
     if env is not None and not isinstance(env, gym.Env):
@@ -975,24 +890,19 @@ def problems(probe, config, env):
 def env_maker_of(policy, **changes):
     """A function that makes the environment of a loaded policy, or the one that `changes` name.
 
-    Raises UsageError if it does not fit, or is of a policy file but not gymnasium's own: files
-    must not run code.
+    Raises UsageError if it does not fit, or is only named by the file and not gymnasium's own:
+    files must not run code.
     """
-    path, spec = policy.meta["path"], gym.registry.get(policy.meta["env"])
+    path, name = policy.meta["path"], policy.meta["env"]
+    spec = gym.registry.get(name)
     if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
-        raise UsageError(
-            f"{path} is for {one_line(policy.meta['env'])}, which gymnasium does not bring:\n"
-            "name the environment yourself with --env"
-        )
-    config = policy.config.replace(**{"env": policy.meta["env"]} | changes)
-    _, make_env, probe = env_makers(config)
-    spaces = probe.observation_space, probe.action_space
-    sizes = [int(np.prod(space.shape)) for space in spaces]
-    if sizes != [policy.obs_dim, len(policy.low)]:
-        raise UsageError(
-            f"{path} is for {policy.obs_dim} observations and {len(policy.low)} actions, "
-            f"this environment has {sizes[0]} and {sizes[1]}"
-        )
+        text = f"{path} is for {one_line(name)}, which gymnasium does not bring"
+        raise UsageError(f"{text}:\nname the environment yourself with --env")
+    _, make_env, probe = env_makers(replace(policy.config, **{"env": name} | changes))
+    sizes = [int(np.prod(s.shape)) for s in (probe.observation_space, probe.action_space)]
+    wanted = [policy.obs_dim, len(policy.low)]
+    if sizes != wanted:
+        raise UsageError(f"{path} is for {wanted} observations and actions, not {sizes}")
     return make_env
 
 
@@ -1009,11 +919,10 @@ class Episode:
         self.obs = self.checked("observation", obs, np.float32, self.size)
 
     def step(self, action):
-        """action (act,) in the environment's units -> rew, next_obs (obs,), terminated, truncated."""
+        """action (act,) in the environment's units -> rew, obs (obs,), terminated, truncated."""
         action = self.checked("action", action, self.space.dtype, action.size)
-        action = action.reshape(self.space.shape)
+        action = action.reshape(self.space.shape).clip(self.space.low, self.space.high)
         self.length += 1
-        action.clip(self.space.low, self.space.high, out=action)
         obs, rew, terminated, truncated, _ = self.call(self.env.step, action, returns=5)
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
@@ -1039,7 +948,8 @@ class Episode:
                 return array
         except (TypeError, ValueError, OverflowError):
             pass
-        raise self.error(f"{name} {one_line(value)} is not {size} finite number{'s'[: size - 1]}")
+        numbers = "1 finite number" if size == 1 else f"{size} finite numbers"
+        raise self.error(f"{name} {one_line(value)} is not {numbers}")
 
     def error(self, what):
         where = f"at step {self.length} of the episode with seed {self.seed}"
@@ -1049,9 +959,8 @@ class Episode:
 def evaluate(agent, make_env, seeds):
     """One deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
 
-    make_env makes a new environment each time. Raises EnvError for one that misbehaves. Nothing
-    random of the agent's is used, so training is the same with evaluation and without. Last bits
-    depend on how many are side by side.
+    make_env makes a new environment each time. Raises EnvError for one that misbehaves. Draws
+    nothing of the agent's random numbers. Last bits depend on how many are side by side.
     """
     returns, lengths = [], []
     for i in range(0, len(seeds), 100):  # side by side, as many as memory surely has room for
@@ -1068,18 +977,12 @@ def evaluate(agent, make_env, seeds):
 
 
 def summary(returns, lengths):
-    """What --eval prints and progress.csv keeps of an evaluation."""
-    return dict(
-        episodes=len(returns),
-        mean=returns.mean(),
-        std=returns.std(),
-        min=returns.min(),
-        max=returns.max(),
-        length=lengths.mean(),
-    )
+    names, stats = ("mean", "std", "min", "max"), returns
+    row = {name: getattr(stats, name)() for name in names}
+    return dict(episodes=len(returns)) | row | dict(length=lengths.mean())
 
 
-# ------------------------------------------------------------------------------------ training
+# ------------------------------------------------- training
 
 # No policy is tested on episodes that it was trained on or chosen by. Seeds of final tests start
 # at 0, those of the evaluations that choose the best policy, and those of training, here
@@ -1088,40 +991,39 @@ CONFIRM_EPISODES = TEST_EPISODES = 100
 
 
 class Training:
-    """A training run: iterate over it to train. Yields itself before the first step and after each.
+    """A training run: iterate over it to train. Yields itself before each step and at the end.
 
-    env: None for the environment that config.env names, an id, a function that makes one, or a
-    gymnasium.Env object. agent: the class to make, Agent or one of your own. Raises UsageError
-    for an environment that DDPG cannot control, EnvError for one that misbehaves. Call `tune`
-    before for the speed, and the bits, of the command line.
+    env: None for the one that config.env names, an id, a function that makes one, or a
+    gymnasium.Env, of which evaluation uses copies. agent: Agent, or a class of your own. Raises
+    UsageError for what DDPG cannot control, EnvError for an environment that misbehaves. Call
+    `tune` first, for the speed and the bits of the command line.
     """
 
     def __init__(self, config, env=None, device="cpu", agent=Agent):
         if isinstance(env, str):
-            config, env = config.replace(env=env), None
+            config, env = replace(config, env=env), None
         if env is not None:  # what its files will say
             spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
-            # else with arguments, wrappers or a limit of its own
-            plain = spec and spec == gym.registry.get(spec.id)
-            name = spec.id if plain else getattr(env, "__name__", type(bare).__name__)
-            config = config.replace(env=name)
+            name = getattr(env, "__name__", type(bare).__name__)
+            if spec and spec == gym.registry.get(spec.id):  # no arguments or wrappers of its own
+                name = spec.id
+            config = replace(config, env=name)
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, probe = env_makers(config, env)
-        obs_dim = int(np.prod(probe.observation_space.shape))
-        low, high = probe.action_space.low, probe.action_space.high
-        self.agent = agent(obs_dim, low, high, config, device)
-        size = config.buffer_size, obs_dim, low.size, config.n_step, config.gamma, device
+        obs_dim, space = int(np.prod(probe.observation_space.shape)), probe.action_space
+        self.agent = agent(obs_dim, space.low, space.high, config, device)
+        sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
-            self.buffer = ReplayBuffer(*size)
+            self.buffer = ReplayBuffer(*sizes, config.gamma, device)
         except RuntimeError as error:  # out of memory
-            raise UsageError(f"buffer_size: {size[0]:,} rows do not fit: {error}") from None
+            raise UsageError(f"buffer_size: {sizes[0]:,} rows do not fit: {error}") from None
         self.rng = np.random.default_rng(config.seed)
-        self.noise = Noise(low.size, config.noise_theta, self.rng)
+        self.noise = Noise(space.low.size, config.noise_theta, self.rng)
         self.started = time.perf_counter()
         self.step, self.episodes, self.episode = 0, 0, None  # None: between two episodes
-        self.filled_from = 0  # the step at which the replay was empty
+        self.filled_from = 0  # the step since which there is a replay
         self.returns, self.lengths = [], []  # of the latest 10 episodes
-        # The highest evaluation mean; the step at which solved_at was confirmed
+        # The highest evaluation mean, and the step at which solved_at was confirmed
         self.best, self.solved = -np.inf, None
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
@@ -1149,8 +1051,8 @@ class Training:
         else:
             sigma = c.noise_sigma
             if c.noise_sigma_end is not None:
-                annealed = [0, c.noise_anneal * c.total_steps]
-                sigma = np.interp(step, annealed, [c.noise_sigma, c.noise_sigma_end])
+                annealing = [0, c.noise_anneal * c.total_steps]
+                sigma = np.interp(step, annealing, [c.noise_sigma, c.noise_sigma_end])
             act = (agent.act_unit(obs) + self.noise(sigma)).clip(-1, 1)
         # Remember the action just as it is executed
         act = act.astype(np.float32)
@@ -1158,9 +1060,9 @@ class Training:
         self.buffer.add(obs, act, c.reward_scale * rew, next_obs, terminated, truncated)
         self.step, self.evaluation = step, None
         # Learn
-        learning = step > self.filled_from + c.learning_starts
-        for _ in range(c.updates_per_step if learning else 0):
-            agent.update(self.buffer.sample(c.batch_size, agent.generator))
+        if step > self.filled_from + c.learning_starts:
+            for _ in range(c.updates_per_step):
+                agent.update(self.buffer.sample(c.batch_size, agent.generator))
         if self.episode.over:
             self.end_episode()
 
@@ -1173,12 +1075,9 @@ class Training:
     def end_episode(self):
         """Note how it went. Between two episodes, the run can be saved and gone on with."""
         e = self.episode
-        row = {"step": self.step, "episode": self.episodes, "seed": e.seed}
-        self.add_row(
-            "episodes.csv", row | {"return": e.ret, "length": e.length, "terminated": e.terminated}
-        )
-        self.returns = [*self.returns, e.ret][-10:]
-        self.lengths = [*self.lengths, e.length][-10:]
+        row = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret}
+        self.add_row("episodes.csv", row | {"length": e.length, "terminated": e.terminated})
+        self.returns, self.lengths = [*self.returns, e.ret][-10:], [*self.lengths, e.length][-10:]
         self.episodes += 1
         if not self.own_env:
             e.env.close()
@@ -1191,69 +1090,59 @@ class Training:
 
     def evaluate(self):
         """Evaluate the policy -> a row of progress.csv. More episodes confirm what looks solved."""
-        c = self.config
-        last = SELECTION_SEEDS + max(CONFIRM_EPISODES, c.eval_episodes)
-        seeds = range(SELECTION_SEEDS, last)
-        returns, lengths = evaluate(self.agent, self.make_eval_env, seeds[: c.eval_episodes])
-        looks_solved = c.solved_at is not None and returns.mean() >= c.solved_at
-        if looks_solved and len(returns) < len(seeds):
-            returns, lengths = evaluate(self.agent, self.make_eval_env, seeds)
-        if looks_solved and returns.mean() >= c.solved_at and self.solved is None:
+        c, agent, best = self.config, self.agent, self.best
+        goal = np.inf if c.solved_at is None else c.solved_at
+        n_seeds = max(CONFIRM_EPISODES, c.eval_episodes)
+        for n in c.eval_episodes, n_seeds:
+            seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + n)
+            returns, lengths = evaluate(agent, self.make_eval_env, seeds)
+            if returns.mean() < goal or n == n_seeds:
+                break
+        if returns.mean() >= goal and self.solved is None:
             self.solved = self.step
-        self.is_best = bool(returns.mean() > self.best)
-        self.best = max(self.best, returns.mean())
-        metrics = self.agent.metrics.tolist() if self.agent.updates else [np.nan] * 3
+        self.best = max(best, returns.mean())
+        self.is_best = bool(self.best > best)
         seconds = time.perf_counter() - self.started
-        row = dict(
-            step=self.step, episodes=self.episodes, seconds=seconds,
-            steps_per_s=self.step / seconds,
-            train_return=np.mean(self.returns) if self.returns else np.nan,
-            **{f"eval_{k}": v for k, v in summary(returns, lengths).items()},
-            critic_loss=metrics[0], actor_loss=metrics[1], mean_q=metrics[2] / c.reward_scale,
-        )  # fmt: skip
+        losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
+        row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
+        row |= dict(steps_per_s=self.step / seconds)
+        row |= dict(train_return=np.mean(self.returns) if self.returns else np.nan)
+        row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
+        row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / c.reward_scale)
         self.add_row("progress.csv", row)
         return row
 
-    COUNTERS = (
-        "step",
-        "episodes",
-        "filled_from",
-        "returns",
-        "lengths",
-        "best",
-        "solved",
-        "evaluation",
-        "tables",
-    )
+    FIELDS = "step episodes filled_from returns lengths best solved evaluation tables".split()
 
     def state(self):
         """All that the rest of the run depends on, between two episodes -> arrays, meta.
 
-        What you add to a training goes in here and into `restore`, or into COUNTERS; what you add
-        to an agent, into its `state` and `restore`.
+        What you add to a training goes in here and into `restore`, or into FIELDS; what you add to
+        an agent, into its `state_dict`.
         """
-        arrays, meta = self.agent.state()
-        arrays["torch_rng"] = torch.get_rng_state().numpy()
+        arrays = {"torch_rng": torch.get_rng_state().numpy()}
+        meta = {name: getattr(self, name) for name in self.FIELDS}
+        meta |= dict(agent=pack(self.agent.state_dict(), arrays), rng=self.rng.bit_generator.state)
+        meta |= dict(seconds=time.perf_counter() - self.started, written=self.buffer.written)
         if self.config.save_replay:
             arrays["rows"] = self.buffer.rows[: len(self.buffer)].cpu().numpy()
-        return arrays, meta | {name: getattr(self, name) for name in self.COUNTERS} | dict(
-            config=asdict(self.config), device=str(self.agent.device),
-            threads=torch.get_num_threads(), machine=MACHINE,
-            seconds=time.perf_counter() - self.started,
-            rng=self.rng.bit_generator.state, written=self.buffer.written,
-        )  # fmt: skip
+        return arrays, meta | self.circumstances() | {"machine": MACHINE}
+
+    def circumstances(self):
+        """What config.json says."""
+        device, threads = str(self.agent.device), torch.get_num_threads()
+        return dict(config=asdict(self.config), versions=VERSIONS, device=device, threads=threads)
 
     def restore(self, arrays, meta):
-        """Go on from what `state` returned, exactly, but for a replay that was not saved."""
-        self.agent.restore(arrays, meta)
+        """Go on from what `state` returned: exactly, but for a replay that was not saved."""
+        vars(self).update({name: meta[name] for name in self.FIELDS})
+        self.agent.load_state_dict(unpack(meta["agent"], arrays))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
-        vars(self).update({name: meta[name] for name in self.COUNTERS})
-        self.started = time.perf_counter() - meta["seconds"]
         self.rng.bit_generator.state = meta["rng"]
+        self.started = time.perf_counter() - meta["seconds"]
         if "rows" in arrays:
             self.buffer.written = meta["written"]
-            rows = self.buffer.rows[: len(self.buffer)]
-            rows.copy_(torch.from_numpy(arrays["rows"]))
+            self.buffer.rows[: len(self.buffer)] = torch.from_numpy(arrays["rows"])
         else:
             self.filled_from = self.step
 
@@ -1272,10 +1161,10 @@ def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
     return run.agent
 
 
-# --------------------------------------------------------------------------------- a run's folder
+# -------------------------------------------- a run's folder
 
-# The state is saved as long after the last time as the run has taken, at most after so many
-# seconds, and takes at most this share of them
+# The state is saved as long after the last time as the run has taken, at most so many seconds
+# after it, and for at most this share of the time
 SAVE_EVERY, SAVE_SHARE = 60.0, 0.02
 
 
@@ -1284,11 +1173,10 @@ def new_folder(folder):
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            named = shlex.quote(str(folder))
-            raise UsageError(
-                f"{folder} is not empty: if it is a run, go on with --resume {named},\n"
-                "or choose another --seed or --out"
+            text = (
+                f"{folder} is not empty: --resume {shlex.quote(str(folder))} goes on if it is a run"
             )
+            raise UsageError(text + ",\nor choose another --seed or --out")
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error}") from None
@@ -1296,10 +1184,7 @@ def new_folder(folder):
 
 
 def lock(folder):
-    """Keep the folder for this process until the handle returned is closed.
-
-    Raises UsageError if another process has it.
-    """
+    """Keep the folder for this process until the handle returned is closed, or UsageError."""
     try:
         import fcntl
     except ImportError:  # Windows, which has no such locks
@@ -1317,26 +1202,23 @@ def record(run, folder):
     """Iterate over a Training and keep its folder: a new one, or that of the run resumed.
 
     The state is saved between two episodes, now and then and at the end; what a kill loses after
-    that is computed again on resume. A full disk delays files, with one warning, and does not stop
-    the training. Raises OSError if the last save fails. An agent that has diverged is not saved:
-    the files of the last sound one stay.
+    that is computed again on resume. A full disk delays files, with one warning, and does not
+    stop the training. Raises OSError if the last save fails. An agent that has diverged is not
+    saved: the files of the last sound one stay.
     """
-    folder = Path(folder)
-    info = dict(
-        config=asdict(run.config),
-        versions=VERSIONS,
-        device=str(run.agent.device),
-        threads=torch.get_num_threads(),
-    )
-    waiting = {"config.json": json.dumps(info, indent=1).encode()}  # files to write
+    folder, agent = Path(folder), run.agent
+    waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}  # to be written
     snapshot_every = math.ceil(run.config.total_steps / 50)
     began, save_at, warned = time.perf_counter(), 0.0, False
     handle = lock(folder)
 
+    def sound():
+        return all(bool(agent.flat[name].data.isfinite().all()) for name in ("actor", "critic"))
+
     def add_policy(name):
-        if run.agent.is_finite():
+        if sound():
             score = run.evaluation and run.evaluation["eval_mean"]
-            run.agent.save(file := io.BytesIO(), run.config.env, run.step, score)
+            agent.save(file := io.BytesIO(), run.config.env, run.step, score)
             waiting[name] = file.getbuffer()
 
     def save(state):
@@ -1345,13 +1227,10 @@ def record(run, folder):
         for name, data in list(waiting.items()):
             write(folder / name, lambda file, data=data: file.write(data))
             del waiting[name]
-        if state and run.agent.is_finite():
+        if state and sound():
             arrays, meta = run.state()
-            write(
-                folder / "state.npz",
-                lambda file: write_npz(file, arrays, **meta),
-                previous=folder / "state.previous.npz",
-            )
+            previous = folder / "state.previous.npz"
+            write(folder / "state.npz", lambda file: write_npz(file, arrays, **meta), previous)
 
     def finish():
         add_policy("last.npz")
@@ -1365,28 +1244,26 @@ def record(run, folder):
                 add_policy(f"policies/{run.step:012d}.npz")
             if run.evaluation:
                 add_policy("last.npz")
-                if run.is_best:
-                    add_policy("best.npz")
+            if run.evaluation and run.is_best:
+                add_policy("best.npz")
             now = time.perf_counter()
-            last = run.step + max(run.lengths, default=0) >= run.config.total_steps
-            due = run.episode is None and (now >= save_at or last)
-            if run.evaluation or due:
-                try:
+            near_end = run.step + max(run.lengths, default=0) >= run.config.total_steps
+            due = run.episode is None and (now >= save_at or near_end)
+            try:
+                if run.evaluation or due:
                     save(state=due)
-                    if due:
-                        cost = time.perf_counter() - now
-                        pause = max(min(SAVE_EVERY, now - began), cost / SAVE_SHARE)
-                        save_at = now + cost + pause
-                except OSError as error:
-                    if not warned:
-                        print(
-                            f"ddpg.py: cannot save to {folder}: {error}; training goes on",
-                            file=sys.stderr,
-                        )
-                    warned, save_at = True, now + 1
+                if due:
+                    cost = time.perf_counter() - now
+                    pause = max(min(SAVE_EVERY, now - began), cost / SAVE_SHARE)
+                    save_at = now + cost + pause
+            except OSError as error:
+                if not warned:
+                    text = f"ddpg.py: cannot save to {folder}: {error}; training goes on"
+                    print(text, file=sys.stderr)
+                warned, save_at = True, now + 1
             yield run
         finish()
-    except (EnvError, GeneratorExit):  # between two updates; any other error may be within one
+    except (EnvError, GeneratorExit):  # raised between two updates; others may be within one
         finish()
         raise
     finally:
@@ -1394,18 +1271,18 @@ def record(run, folder):
 
 
 def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
-    """The Training whose folder this is, as last saved, and `tune` for it.
+    """The Training whose folder this is, as it was last saved, with its `tune`.
 
-    env, agent: as in Training. changes: to its Config; only total_steps, stop_when_solved and
-    save_replay may differ from what they were. Raises UsageError if it is impossible.
+    env, agent: as in Training. changes: to its Config, of which few are possible. Raises
+    UsageError if it cannot go on.
     """
     folder = Path(folder)
-    names = "state.npz", "state.previous.npz"
-    states = [folder / name for name in names if (folder / name).exists()]
+    states = [p for p in (folder / "state.npz", folder / "state.previous.npz") if p.exists()]
     if not states:
-        killed = "it was killed before it was first saved. Delete it, and start again"
-        why = killed if (folder / "policies").exists() else "it is not the folder of a run"
-        raise UsageError(f"{folder} cannot be resumed, it has no state.npz: {why}")
+        raise UsageError(
+            f"{folder} has no state.npz: it is not the folder of a run, or that run "
+            "was killed before it was first saved. Delete it, and start again"
+        )
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
     try:
@@ -1415,35 +1292,25 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     try:
         old = Config(**meta["config"])
         config = replace(old, **changes)
-        free = "total_steps", "stop_when_solved", "save_replay"
-        fixed = [
-            f"{k} {v} -> {getattr(config, k)}"
-            for k, v in asdict(old).items()
-            if getattr(config, k) != v and k not in free
-        ]
-        if fixed:
+        free = ("total_steps", "stop_when_solved", "save_replay")
+        names = [f.name for f in fields(Config) if f.name not in free]
+        pairs = [(name, getattr(old, name), getattr(config, name)) for name in names]
+        if fixed := [f"{name} {a} -> {b}" for name, a, b in pairs if a != b]:
             raise UsageError(f"a run keeps its own configuration, without {', '.join(fixed)}")
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)
         run.restore(arrays, meta)
-    except (KeyError, TypeError, RuntimeError, AssertionError) as error:
-        # the last one is of a torch without CUDA
+    except (KeyError, TypeError, RuntimeError, AssertionError) as error:  # without CUDA, the last
         raise UsageError(f"{folder} cannot be resumed: {one_line(repr(error))}") from error
     if meta["machine"] != MACHINE:
-        print(
-            f"ddpg.py: {folder} was saved on {meta['machine']}: last bits may differ",
-            file=sys.stderr,
-        )
+        print(f"ddpg.py: saved on {meta['machine']}: last bits may differ", file=sys.stderr)
     if "rows" not in arrays:
-        print(
-            f"ddpg.py: {folder} goes on without its replay, which was not saved: no updates for "
-            f"{config.learning_starts:,} steps",
-            file=sys.stderr,
-        )
+        text = f"without the replay, no updates for {config.learning_starts:,} steps"
+        print(f"ddpg.py: {text}", file=sys.stderr)
     return run
 
 
-# -------------------------------------------------------------------------------- command line
+# ---------------------------------------------- command line
 
 
 def parse(argv):
@@ -1455,121 +1322,90 @@ def parse(argv):
     def JSON(text):  # argparse calls it by this name
         return json.loads(text)
 
-    presets = (
-        f"  {env}: {', '.join(f'{k} {v}' for k, v in preset.items())}"
-        for env, preset in PRESETS.items()
-    )
-    epilog = "\n".join(["presets, which any flag overrides:", *presets])
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=epilog,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    presets = ["presets, which any flag overrides:"]
+    for env, preset in PRESETS.items():
+        presets.append(f"  {env}: " + ", ".join(f"{k} {v}" for k, v in preset.items()))
+    layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter, epilog="\n".join(presets))
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, **layout)
     parser.error, add = refuse, parser.add_argument
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
     mode("--resume", metavar="RUN", help="go on with the run in this folder")
     mode("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
     add("--episodes", type=int, default=TEST_EPISODES, help="test episodes to run (default 100)")
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    devices = ["auto", "cpu", *["cuda"] * cuda, *["mps"] * mps]
+    devices = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
+    devices += ["mps"] * torch.backends.mps.is_available()
     add("--device", default="auto", choices=devices, help="auto: cuda for large networks")
     add("--threads", type=int, metavar="N", help="CPU threads (default 1, 2 for large networks)")
     add("--watch", action="store_true", help="open the viewer beside the training")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
-    special = {
-        bool: dict(action=argparse.BooleanOptionalAction),
-        dict: dict(type=JSON, metavar="JSON"),
-    }
     for f in fields(Config):
-        item, *more = get_args(f.type) or [f.type]  # as in `checked`
-        plain = dict(type=item, metavar=item.__name__, nargs="+" if more else None)
-        default = "" if f.default is None else f" (default {f.default})"
-        add(
-            "--" + f.name.replace("_", "-"),
-            default=argparse.SUPPRESS,
-            help=f.metadata["help"] + default,
-            **special.get(item, plain),
-        )
-    options, unknown = parser.parse_known_args(argv)
-    if unknown:
-        name = unknown[0].split("=")[0]
-        near = difflib.get_close_matches(name, parser._option_string_actions, 1)
-        refuse(f"unknown argument {unknown[0]}" + "".join(f", did you mean {n}?" for n in near))
+        item, several = type_of(f)
+        kind = dict(type=item, metavar=item.__name__, nargs="+" if several else None)
+        if item is bool:
+            kind = dict(action=argparse.BooleanOptionalAction)
+        if item is dict:
+            kind = dict(type=JSON, metavar="JSON")
+        text = f.metadata["help"] + ("" if f.default is None else f" (default {f.default})")
+        add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
+    options = parser.parse_args(argv)
     if "" in (options.eval, options.resume, options.out):
         refuse("--eval, --resume and --out need a name")
-    explicit = {
-        f.name: getattr(options, f.name) for f in fields(Config) if hasattr(options, f.name)
-    }
+    names = [f.name for f in fields(Config) if hasattr(options, f.name)]
+    explicit = {name: getattr(options, name) for name in names}
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
-        names = ", ".join(sorted(fixed))
-        refuse(f"--eval goes with the policy's own configuration, without {names}")
-    if options.episodes < 1 or not 1 <= (options.threads or 1) <= 256:
+        refuse(f"--eval keeps the policy's own configuration, without {', '.join(sorted(fixed))}")
+    if options.episodes < 1 or options.threads is not None and not 1 <= options.threads <= 256:
         refuse("--episodes must be at least 1, --threads 1 to 256")
     return options, explicit
 
 
 def print_test(policy, make_env, options, **more):
     """Test a policy on episodes that neither its training nor its choice saw, and print it."""
-    result = {k: policy.meta[k] for k in ("path", "env", "step")} | more
+    result = {key: policy.meta[key] for key in ("path", "env", "step")} | more
     result |= summary(*evaluate(policy, make_env, range(options.episodes)))
-    text = (
-        "{path}, the policy of step {step:,}:\n"
-        "{mean:.1f} ± {std:.1f} over {episodes} test episodes "
-        "(min {min:.1f}, max {max:.1f}, mean length {length:.0f})"
-    )
+    text = "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test "
+    text += "episodes (min {min:.1f}, max {max:.1f}, mean length {length:.0f})"
     print(json.dumps(result) if options.json else text.format(**result), flush=True)
 
 
 def train_command(options, explicit):
-    """Train or resume, with a live view, until done or stopped by a signal; test the best policy."""
-    device = None if options.device == "auto" else options.device
-    viewer = Path(__file__).with_name("viewer.py")
+    """Train or resume until done or stopped by a signal, with a live view; test the best policy."""
+    device, viewer = options.device, Path(__file__).with_name("viewer.py")
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
     if options.resume:
-        folder = Path(options.resume)
+        folder, device = Path(options.resume), None if device == "auto" else device
         run = resume(folder, device=device, threads=options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
         tune(c, options.threads)
-        # A guess, not measured
-        large = torch.cuda.is_available() and c.batch_size * max(c.hidden, default=0) >= 2**18
-        run = Training(c, None, device or ("cuda" if large else "cpu"))
+        if device == "auto":  # by a guess, not measured
+            large = c.batch_size * max(c.hidden, default=0) >= 2**18
+            device = "cuda" if large and torch.cuda.is_available() else "cpu"
+        run = Training(c, None, device)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
-    c, quiet, signals = run.config, options.quiet or options.json, []
-    named = shlex.quote(str(folder))
-
-    def on_signal(number, frame):
-        if signals:
-            os._exit(128 + number)  # what is on disk stays as it is
-        signals.append(number)
-        with suppress(OSError):  # print is not for signal handlers
-            os.write(
-                2,
-                b"\nFinishing the episode, to save after it. "
-                b"Once more leaves at once, and goes on from the last save.\n",
-            )
+    c, signals, named = run.config, [], shlex.quote(str(folder))
+    quiet = options.quiet or options.json
 
     def say(text):
         if not quiet:
             print(text, flush=True)
 
+    def on_signal(number, frame):
+        if signals:
+            os._exit(128 + number)  # what is on disk stays as it is
+        signals.append(number)
+        with suppress(OSError):  # not by print, which may be under way
+            os.write(2, b"\nFinishing the episode, to save after it. Once more leaves at once.\n")
+
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, on_signal)
-    say(
-        f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}\n"
-        "      step  episodes  steps/s  last returns  evaluation"
-    )
-    if c.total_steps <= c.learning_starts:
-        say(
-            f"nothing is learnt in the first {c.learning_starts:,} steps: "
-            "set --learning-starts, or more --total-steps"
-        )
+    say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
+    say("      step  episodes  steps/s  last returns  evaluation")
     steps = record(run, folder)
     try:
         for _ in steps if quiet else watch(steps):
@@ -1579,13 +1415,8 @@ def train_command(options, explicit):
             if signals and run.episode is None:
                 break
     except EnvError as error:
-        saved = f"the agent of step {run.step:,} is saved in {folder}"
-        if not run.agent.is_finite():
-            saved = (
-                f"the agent has diverged, {folder} keeps what was saved before: "
-                "try lower --actor-lr and --critic-lr"
-            )
-        raise EnvError(f"{error}\n{saved}") from error.__cause__
+        text = f"{error}\nthe agent of step {run.step:,} is in {folder}, or if it has diverged, "
+        raise EnvError(f"{text}a former one: try lower --actor-lr") from error.__cause__
     finally:
         steps.close()  # which saves
         for number in signal.SIGINT, signal.SIGTERM:
@@ -1597,13 +1428,12 @@ def train_command(options, explicit):
     how = "Done" if run.solved is None else "Solved"
     say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
-    if options.resume:
-        say("More --total-steps go on, and --no-stop-when-solved if it was solved.")
     named += f" --env {c.env}" * (":" in c.env)
     say(
         f"Next:\n  python ddpg.py --eval {named}"
         + f"\n  python viewer.py {named}" * viewer.exists()
     )
+    return 0
 
 
 def watch(steps):
@@ -1611,24 +1441,18 @@ def watch(steps):
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
     due, score = 0.0, "-"
     for run in steps:
-        now, total, row = time.perf_counter(), run.config.total_steps, run.evaluation
-        if row or (live and now >= due):
-            last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
+        now, row = time.perf_counter(), run.evaluation
+        last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
         if row:
             score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
-            best = ", the best yet" * run.is_best
-            print(
-                f"{live}{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  "
-                f"{score} over {row['eval_episodes']} episodes{best}",
-                flush=True,
-            )
+            text = f"{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  {score}"
+            text += f" over {row['eval_episodes']} episodes" + ", the best yet" * run.is_best
+            print(live + text, flush=True)
         if live and now >= due:
-            due, speed = now + 0.1, run.step / (now - run.started)
-            left = (total - run.step) / (speed or 1)
-            text = (
-                f"{run.step / total:4.0%}  {speed:,.0f} steps/s  < {left:,.0f} s left  "
-                f"last returns {last}  evaluation {score}"
-            )
+            due, speed = now + 0.1, (run.step or 1) / (now - run.started)
+            left = (run.config.total_steps - run.step) / speed
+            text = f"{run.step:,} steps  {speed:,.0f} steps/s  < {left:,.0f} s left  "
+            text += f"last returns {last}  evaluation {score}"
             width = shutil.get_terminal_size().columns - 1  # it must not wrap
             print(live + text[:width], end="", flush=True)
         yield run
@@ -1636,10 +1460,7 @@ def watch(steps):
 
 
 def main(argv=None):
-    """The command line -> its exit code.
-
-    0 finished, 1 failed, 2 refused to start, 130 or 143 stopped by a signal.
-    """
+    """Run the command line -> its exit code: 0, 1 failed, 2 refused, 130 or 143 for a signal."""
     gym.logger.min_level = gym.logger.ERROR  # its advice on old versions comes as an error too
     with suppress(AttributeError, OSError):  # where stdout is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
@@ -1647,7 +1468,7 @@ def main(argv=None):
         options, explicit = parse(argv)
         sys.path.append(os.getcwd())  # where the module of --env module:Id may be
         if not options.eval:
-            return train_command(options, explicit) or 0
+            return train_command(options, explicit)
         policy = load(options.eval, "cpu" if options.device == "auto" else options.device)
         tune(policy.config, options.threads or 1)
         print_test(policy, env_maker_of(policy, **explicit), options)
