@@ -42,7 +42,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-# --------------------------------------------- configuration
+# ---- configuration ----
 
 
 class UsageError(ValueError):
@@ -148,7 +148,7 @@ PRESETS = {
 }
 # fmt: on
 
-# ---------------------------------------------------- replay
+# ---- replay ----
 
 
 class ReplayBuffer:
@@ -194,7 +194,7 @@ class ReplayBuffer:
         return self.rows.index_select(0, index).split(self.columns, dim=1)
 
 
-# -------------------------------------------------- networks
+# ---- networks ----
 
 
 class MLP(nn.Module):
@@ -309,7 +309,7 @@ class Flat:
         return Flat, (self.network,)
 
 
-# ----------------------------------------------------- noise
+# ---- noise ----
 
 
 class Noise:
@@ -333,7 +333,7 @@ class Noise:
         return self.x.copy()
 
 
-# ----------------------------------------------------- agent
+# ---- agent ----
 
 
 class Adam:
@@ -377,8 +377,8 @@ class Agent:
     """DDPG and TD3 for observations of `obs_dim` numbers and actions from `low` to `high`, (act,).
 
     The networks speak [-1, 1]; `to_env` is the one place where actions take on the environment's
-    units. Of the Config it takes what concerns networks and updates; replay, noise and rewards
-    are the caller's. Raises ValueError for impossible bounds, sizes or networks.
+    units. Replay, noise and rewards are the caller's. Raises ValueError for impossible bounds,
+    sizes or networks.
     """
 
     PARTS = (
@@ -517,11 +517,11 @@ class Agent:
         write_npz(path, arrays, **meta, config=asdict(self.config))
 
 
-# ===========================================================
+# ==================================================================================================
 # Here the algorithm ends. The rest runs it fast and safely.
-# ===========================================================
+# ==================================================================================================
 
-# ----------------------------------------------------- speed
+# ---- speed ----
 
 LARGE_PRODUCT = 2**22  # multiplications, from which on other kernels and a second thread pay
 
@@ -670,7 +670,7 @@ def tune(config, threads=None):
         mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
-# ---------------------------------------------------- checks
+# ---- checks ----
 
 
 def one_line(value):
@@ -725,7 +725,7 @@ def check_networks(agent):
         raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
 
 
-# ----------------------------------------------------- files
+# ---- files ----
 
 FORMAT = 1  # of policy files
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
@@ -830,7 +830,7 @@ def load(path, device="cpu"):
     return agent
 
 
-# ---------------------------------------------- environments
+# ---- environments ----
 
 
 class EnvError(Exception):
@@ -959,8 +959,7 @@ class Episode:
 def evaluate(agent, make_env, seeds):
     """One deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
 
-    make_env makes a new environment each time. Raises EnvError for one that misbehaves. Draws
-    nothing of the agent's random numbers. Last bits depend on how many are side by side.
+    make_env makes a new environment each time. Raises EnvError for one that misbehaves.
     """
     returns, lengths = [], []
     for i in range(0, len(seeds), 100):  # side by side, as many as memory surely has room for
@@ -982,7 +981,7 @@ def summary(returns, lengths):
     return dict(episodes=len(returns)) | row | dict(length=lengths.mean())
 
 
-# ------------------------------------------------- training
+# ---- training ----
 
 # No policy is tested on episodes that it was trained on or chosen by. Seeds of final tests start
 # at 0, those of the evaluations that choose the best policy, and those of training, here
@@ -993,20 +992,18 @@ CONFIRM_EPISODES = TEST_EPISODES = 100
 class Training:
     """A training run: iterate over it to train. Yields itself before each step and at the end.
 
-    env: None for the one that config.env names, an id, a function that makes one, or a
-    gymnasium.Env, of which evaluation uses copies. agent: Agent, or a class of your own. Raises
-    UsageError for what DDPG cannot control, EnvError for an environment that misbehaves. Call
-    `tune` first, for the speed and the bits of the command line.
+    env: None for config.env, an id, a function that makes one, or a gymnasium.Env, of which
+    evaluation uses copies. agent: Agent, or a class of your own. Raises UsageError for what DDPG
+    cannot control, EnvError for what misbehaves. Call `tune` first, as the command line does.
     """
 
     def __init__(self, config, env=None, device="cpu", agent=Agent):
         if isinstance(env, str):
             config, env = replace(config, env=env), None
-        if env is not None:  # what its files will say
+        if env is not None:  # what its files will say: an id only without arguments and wrappers
             spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
-            name = getattr(env, "__name__", type(bare).__name__)
-            if spec and spec == gym.registry.get(spec.id):  # no arguments or wrappers of its own
-                name = spec.id
+            plain = spec and spec == gym.registry.get(spec.id)
+            name = spec.id if plain else getattr(env, "__name__", type(bare).__name__)
             config = replace(config, env=name)
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, probe = env_makers(config, env)
@@ -1161,7 +1158,7 @@ def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
     return run.agent
 
 
-# -------------------------------------------- a run's folder
+# ---- a run's folder ----
 
 # The state is saved as long after the last time as the run has taken, at most so many seconds
 # after it, and for at most this share of the time
@@ -1173,10 +1170,8 @@ def new_folder(folder):
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            text = (
-                f"{folder} is not empty: --resume {shlex.quote(str(folder))} goes on if it is a run"
-            )
-            raise UsageError(text + ",\nor choose another --seed or --out")
+            text = f"{folder} is not empty: if it is a run, --resume {shlex.quote(str(folder))}"
+            raise UsageError(f"{text} goes on,\nor choose another --seed or --out")
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error}") from None
@@ -1201,25 +1196,23 @@ def lock(folder):
 def record(run, folder):
     """Iterate over a Training and keep its folder: a new one, or that of the run resumed.
 
-    The state is saved between two episodes, now and then and at the end; what a kill loses after
-    that is computed again on resume. A full disk delays files, with one warning, and does not
-    stop the training. Raises OSError if the last save fails. An agent that has diverged is not
-    saved: the files of the last sound one stay.
+    The state is saved between two episodes; what a kill loses after that, resuming computes again.
+    A full disk delays files, with a warning; an agent that has diverged is not saved. Raises
+    OSError if the last save fails.
     """
-    folder, agent = Path(folder), run.agent
+    folder, agent, c = Path(folder), run.agent, run.config
     waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}  # to be written
-    snapshot_every = math.ceil(run.config.total_steps / 50)
     began, save_at, warned = time.perf_counter(), 0.0, False
     handle = lock(folder)
 
     def sound():
         return all(bool(agent.flat[name].data.isfinite().all()) for name in ("actor", "critic"))
 
-    def add_policy(name):
-        if sound():
+    def add_policy(*names):
+        if names and sound():
             score = run.evaluation and run.evaluation["eval_mean"]
-            agent.save(file := io.BytesIO(), run.config.env, run.step, score)
-            waiting[name] = file.getbuffer()
+            agent.save(file := io.BytesIO(), c.env, run.step, score)
+            waiting.update(dict.fromkeys(names, file.getvalue()))
 
     def save(state):
         """Write what waits and, if asked to, the state: its predecessor stays until it is whole."""
@@ -1240,26 +1233,24 @@ def record(run, folder):
         path.unlink(missing_ok=True)  # a killed run was writing it
     try:
         for _ in run:
-            if run.step % snapshot_every == 0:
-                add_policy(f"policies/{run.step:012d}.npz")
+            snapshot = run.step % math.ceil(c.total_steps / 50) == 0
+            names = [f"policies/{run.step:012d}.npz"] if snapshot else []
             if run.evaluation:
-                add_policy("last.npz")
-            if run.evaluation and run.is_best:
-                add_policy("best.npz")
+                names += ["last.npz", "best.npz"] if run.is_best else ["last.npz"]
+            add_policy(*names)
             now = time.perf_counter()
-            near_end = run.step + max(run.lengths, default=0) >= run.config.total_steps
+            near_end = run.step + max(run.lengths, default=0) >= c.total_steps
             due = run.episode is None and (now >= save_at or near_end)
             try:
                 if run.evaluation or due:
                     save(state=due)
                 if due:
-                    cost = time.perf_counter() - now
-                    pause = max(min(SAVE_EVERY, now - began), cost / SAVE_SHARE)
-                    save_at = now + cost + pause
+                    done = time.perf_counter()
+                    save_at = done + max(min(SAVE_EVERY, now - began), (done - now) / SAVE_SHARE)
             except OSError as error:
                 if not warned:
-                    text = f"ddpg.py: cannot save to {folder}: {error}; training goes on"
-                    print(text, file=sys.stderr)
+                    text = f"cannot save to {folder}: {error}; training goes on"
+                    print(f"ddpg.py: {text}", file=sys.stderr)
                 warned, save_at = True, now + 1
             yield run
         finish()
@@ -1310,7 +1301,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     return run
 
 
-# ---------------------------------------------- command line
+# ---- command line ----
 
 
 def parse(argv):
@@ -1437,22 +1428,24 @@ def train_command(options, explicit):
 
 
 def watch(steps):
-    """Pass the steps of a training on, with a line per evaluation and, on a terminal, a live one."""
+    """Pass on the steps of a training, with a line per evaluation and a live one on a terminal."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
     due, score = 0.0, "-"
     for run in steps:
         now, row = time.perf_counter(), run.evaluation
+        if not row and (not live or now < due):
+            yield run
+            continue
         last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
+        speed = run.step / (now - run.started)
         if row:
             score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
-            text = f"{run.step:10,}{run.episodes:10,}{row['steps_per_s']:9,.0f}{last:>14}  {score}"
+            text = f"{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  {score}"
             text += f" over {row['eval_episodes']} episodes" + ", the best yet" * run.is_best
             print(live + text, flush=True)
-        if live and now >= due:
-            due, speed = now + 0.1, (run.step or 1) / (now - run.started)
-            left = (run.config.total_steps - run.step) / speed
-            text = f"{run.step:,} steps  {speed:,.0f} steps/s  < {left:,.0f} s left  "
-            text += f"last returns {last}  evaluation {score}"
+        if live:
+            due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)
+            text = f"{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  < {left:,.0f} s left"
             width = shutil.get_terminal_size().columns - 1  # it must not wrap
             print(live + text[:width], end="", flush=True)
         yield run
