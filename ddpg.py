@@ -487,7 +487,7 @@ class Agent:
     def measure(self, obs, act, target_q):
         """Running means of the losses and of Q, for progress.csv."""
         for name, flat in self.flat.items():
-            flat.check(getattr(self, name))
+            flat.check(getattr(self, name).eval())
         losses = self.critic_loss(obs, act, target_q), self.actor_loss(obs, act)
         latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
@@ -703,13 +703,14 @@ def checked(f, value):
 class FromSeed(TorchFunctionMode):
     """Lets torch draw, within it and in this thread, from a generator of its own."""
 
+    DRAWS = "uniform_ normal_ kaiming_uniform_ bernoulli_ rand randn randint randperm".split()
+
     def __init__(self, seed):
         self.generator = torch.Generator().manual_seed(seed)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function.__name__ in ("uniform_", "normal_", "rand", "randn", "randperm"):
-            kwargs = {**(kwargs or {}), "generator": self.generator}
-        return function(*args, **(kwargs or {}))
+        drawn = {"generator": self.generator} if function.__name__ in self.DRAWS else {}
+        return function(*args, **(kwargs or {}) | drawn)
 
 
 @torch.no_grad()
@@ -976,9 +977,9 @@ def evaluate(agent, make_env, seeds):
 
 
 def summary(returns, lengths):
-    names, stats = ("mean", "std", "min", "max"), returns
-    row = {name: getattr(stats, name)() for name in names}
-    return dict(episodes=len(returns)) | row | dict(length=lengths.mean())
+    """Statistics of episodes: their number, the mean, sd and range of returns, the mean length."""
+    stats = {name: getattr(returns, name)() for name in ("mean", "std", "min", "max")}
+    return dict(episodes=len(returns), **stats, length=lengths.mean())
 
 
 # ---- training ----
@@ -1428,7 +1429,7 @@ def train_command(options, explicit):
 
 
 def watch(steps):
-    """Pass on the steps of a training, with a line per evaluation and a live one on a terminal."""
+    """Pass on the steps of a training, with a line per evaluation, and a live one on terminals."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
     due, score = 0.0, "-"
     for run in steps:
