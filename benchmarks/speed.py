@@ -3,6 +3,7 @@
     python benchmarks/speed.py steps PEERS      training steps per second
     python benchmarks/speed.py solve PEERS      seconds from process start to solved
     python benchmarks/speed.py parts            update, act, sample, add, memory
+    python benchmarks/speed.py plain            an update by hand and by autograd
     python benchmarks/speed.py growth           cost of a step by size of things
     python benchmarks/speed.py state            saving and resuming a million lander rows
 
@@ -359,6 +360,30 @@ MEMORY = """if True:
     print(before, rss(), run.buffer.rows.nbytes / 1e6, run.buffer.rows.shape[1])"""
 
 
+def plain(options):
+    """One update and its batch, by hand and by autograd, in turn."""
+    report = {}
+    print("\n| one update | threads | by hand | by autograd | ratio |\n|---|---|---|---|---|")
+    for algo in "td3", "ddpg":
+        for width, threads in [(w, t) for w in (64, 128, 256) for t in (1, 2)]:
+            config = plain_config(algo, width, batch=width)
+            ddpg.tune(config, threads)
+            by_hand, buffer = agent_of(config)
+            by_autograd, _ = agent_of(config)
+            by_autograd.by_hand = {}
+            assert len(by_hand.by_hand) == 2, "this would time autograd twice"
+            rounds = dict(hand=[], autograd=[])
+            for _ in range(options.rounds):
+                rounds["hand"].append(seconds_of_update(by_hand, buffer))
+                rounds["autograd"].append(seconds_of_update(by_autograd, buffer))
+            hand, autograd = map(statistics.median, rounds.values())
+            ratio = statistics.median(b / a for a, b in zip(*rounds.values()))
+            row = f"| {algo} {width}-{width}, batch {width} | {threads} | {hand * 1e6:.0f} us "
+            print(row + f"| {autograd * 1e6:.0f} us | {ratio:.2f} |", flush=True)
+            report[f"{algo} {width} {threads}"] = rounds | {"ratio": ratio}
+    return report
+
+
 def growth(options):
     """The cost of a step as one thing grows."""
     base, report = dict(batch_size=128, width=128, n_step=1, rows=10_000), {}
@@ -429,7 +454,7 @@ def main():
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(description=__doc__, **layout)
     add = parser.add_argument
-    add("what", choices=("steps", "solve", "parts", "growth", "state"))
+    add("what", choices=("steps", "solve", "parts", "plain", "growth", "state"))
     add("--python", help="interpreter with stable-baselines3")
     add("--cleanrl", type=os.path.abspath, help="checkout of CleanRL; needs --python")
     add("--env", default="Pendulum-v1", choices=SOLVE, help="of solve")
