@@ -1,16 +1,18 @@
 #!/usr/bin/env python3
-"""Watch agents of ddpg.py: a video player whose timeline is the training run. H or F1 shows all keys.
+"""Watch agents of ddpg.py: a video player whose timeline is the training run. H or F1: all keys.
 
     python viewer.py                                        the newest run under runs/
-    python viewer.py runs/Pendulum-v1/ddpg-seed0            a run's folder, or a policy file; or drop one on the window
+    python viewer.py runs/Pendulum-v1/ddpg-seed0            a run's folder, or a policy file
     python viewer.py my_policy.npz --env my_module:MyEnv-v0 in an environment of your own
-    python viewer.py --headless --episodes 20 --json        no window: a line of JSON per episode, then a summary
-    python viewer.py --png picture.png                      no window: the picture at the end of an episode
-    python viewer.py --gif film.gif --tour 3                no window: an episode at the start, halfway and at the end
+    python viewer.py --headless --episodes 20 --json        no window: JSON lines and a summary
+    python viewer.py --png picture.png                      no window: an episode's last picture
+    python viewer.py --gif film.gif --tour 3                no window: untrained, halfway, trained
 
-It only reads: it can follow a training that is still running. An episode is decided by policy and seed alone, drawn or
-not and at any speed, since each is played in an environment made afresh, and the tape of its actions is all that
-stepping back needs. From top to bottom: the run, the player, drawing, the window, without a window, command line.
+Other runs and policy files can be dropped on the window. It only reads: it can follow a training
+that is still running. An episode is decided by policy and seed alone, drawn or not and at any
+speed, since each is played in an environment made afresh, and the tape of its actions is all that
+stepping back needs. From top to bottom: the run, the player, drawing, the window, without a window,
+command line.
 """
 
 import argparse
@@ -34,14 +36,15 @@ import pygame
 def import_ddpg():
     """Torch takes seconds to load: this is called once the window is on screen."""
     global ddpg, torch
-    import ddpg
     import torch
+
+    import ddpg
 
     torch.set_num_threads(1)  # a training may be running beside
     ddpg.gym.logger.min_level = ddpg.gym.logger.ERROR
 
 
-# ---------------------------------------------------------------------------------------------------- the run
+# --------------------------------------------------- the run
 
 
 class Run(NamedTuple):
@@ -60,29 +63,32 @@ def find(target):
         return Path(target)
     runs = [config.parent for config in Path("runs").glob("**/config.json")]
     if not runs:
-        raise ValueError("there is no run under runs/ yet. Train one first:\n  python ddpg.py --env Pendulum-v1")
-    return max(runs, key=lambda folder: folder.stat().st_mtime)  # writing a file in it also dates the folder
+        train = "Train one first:\n  python ddpg.py --env Pendulum-v1"
+        raise ValueError(f"there is no run under runs/ yet. {train}")
+    return max(runs, key=lambda folder: folder.stat().st_mtime)  # writing in it dates it
 
 
 def read_run(folder):
-    """The Run in a folder as it is now, or of a policy file alone; None without policies, as when it was deleted."""
+    """The Run in a folder as it is now, or of a policy file alone; None if it has no policies."""
     if folder.is_file():
         step = step_of(folder) or 0
         return Run({step: folder}, step, [])
-    policies = {int(file.stem): file for file in folder.glob("policies/*.npz") if file.stem.isdigit()}
+    snapshots = folder.glob("policies/*.npz")
+    policies = {int(file.stem): file for file in snapshots if file.stem.isdigit()}
     last, best = step_of(folder / "last.npz"), step_of(folder / "best.npz")
     policies |= {last: folder / "last.npz", best: folder / "best.npz"}
     policies.pop(None, None)  # of a file that is missing or cannot be read
     if not policies:
         return None
     curve = []  # before the first evaluation
-    with suppress(OSError, KeyError, TypeError, ValueError), open(folder / "progress.csv", newline="") as file:
-        curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
+    with suppress(OSError, KeyError, TypeError, ValueError):
+        with open(folder / "progress.csv", newline="") as file:
+            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
     return Run(dict(sorted(policies.items())), max(policies) if best is None else best, curve)
 
 
 def under_way(folder):
-    """Whether a training on this machine is writing to it; on Windows, which has no such locks, --live says so."""
+    """Whether a training on this machine is writing to it. Windows has no such locks: --live."""
     try:
         os.close(ddpg.lock(folder))
         return False
@@ -96,26 +102,29 @@ def step_of(path):
         return int(ddpg.read_npz(path)[1]["step"])
 
 
-# ---------------------------------------------------------------------------------------------------- the player
+# ------------------------------------------------ the player
 
 LEFT, RIGHT, UP, DOWN = ARROWS = pygame.K_LEFT, pygame.K_RIGHT, pygame.K_UP, pygame.K_DOWN
 
 
 class Known(NamedTuple):
-    """What is known of an environment beyond its spaces: names, what arrow keys do, where actions do nothing."""
+    """What is known of an environment beyond its spaces."""
 
-    actions: list
+    actions: list  # names
     observations: list
-    arrows: dict = {LEFT: (0, -1), RIGHT: (0, 1), DOWN: (1, -1), UP: (1, 1)}  # -> action dimension, value in [-1, 1]
-    dead_zones: tuple = ()
+    # What arrow keys do: action dimension, value in [-1, 1]
+    arrows: dict = {LEFT: (0, -1), RIGHT: (0, 1), DOWN: (1, -1), UP: (1, 1)}
+    dead_zones: tuple = ()  # where actions do nothing
 
 
+# fmt: off
 KNOWN = {
     "Pendulum": Known(["torque"], ["cos", "sin", "velocity"], {LEFT: (0, 1), RIGHT: (0, -1)}),
     "MountainCarContinuous": Known(["force"], ["position", "velocity"]),
     "LunarLander": Known(["main", "side"], ["x", "y", "vx", "vy", "angle", "spin", "leg1", "leg2"],
                          {UP: (0, 1), LEFT: (1, -1), RIGHT: (1, 1)}, ((-1, 0), (-0.5, 0.5))),
 }
+# fmt: on
 
 
 def push(env, right, up):
@@ -131,10 +140,11 @@ def push(env, right, up):
 
 
 class Player:
-    """Plays episodes of one policy and can go back in them: environment, seed, tape of the actions, statistics.
+    """Plays episodes of one policy and can go back in them: it keeps a tape of the actions.
 
-    policy: from ddpg.load. env: the id to use instead of the policy's own. results: where finished episodes
-    go, but assisted ones, {(policy, step, deterministic): {seed: row}}: however often one is flown, it counts once.
+    policy: from ddpg.load. env: the id to use instead of the policy's own. results: where finished
+    episodes go, but assisted ones, {(policy, step, deterministic): {seed: row}}: however often one
+    is flown, it counts once.
     """
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
@@ -144,28 +154,32 @@ class Player:
         self.make_env = ddpg.env_maker_of(policy, **changes)
         self.env = self.make_env()
         if render and "rgb_array" not in (self.env.metadata.get("render_modes") or []):
-            raise ValueError(f"{self.env_id} cannot draw itself (no rgb_array): use --headless --json")
+            what = "cannot draw itself (no rgb_array): use --headless --json"
+            raise ValueError(f"{self.env_id} {what}")
         if render:
             kwargs = policy.config.env_kwargs | {"render_mode": "rgb_array"}
             self.make_env = ddpg.env_maker_of(policy, env_kwargs=kwargs, **changes)
-        self.fps, self.limit = self.env.metadata.get("render_fps") or 30, self.env.spec.max_episode_steps
+        self.fps = self.env.metadata.get("render_fps") or 30
+        self.limit = self.env.spec.max_episode_steps
         dims = policy.obs_dim, len(policy.low)
         self.known = Known([f"a{i}" for i in range(dims[1])], [f"o{i}" for i in range(dims[0])])
         for name, known in KNOWN.items():
-            if self.env_id.startswith(name) and (len(known.observations), len(known.actions)) == dims:
+            sizes = len(known.observations), len(known.actions)
+            if self.env_id.startswith(name) and sizes == dims:
                 self.known = known
 
     def start(self, seed):
         """Begin the episode of a seed."""
         self.seek(0, seed)
-        self.tape = []  # of (act in [-1, 1], push or None, whether the act was the user's), one for each step
-        self.noise = ddpg.Noise(len(self.policy.low), self.policy.config.noise_theta, np.random.default_rng(seed))
+        self.tape = []  # a step: (act in [-1, 1], push or None, whether the act was the user's)
+        theta, rng = self.policy.config.noise_theta, np.random.default_rng(seed)
+        self.noise = ddpg.Noise(len(self.policy.low), theta, rng)
 
     def seek(self, t, seed=None):
-        """Go to step t of the tape, from the start: an environment cannot be set back, but it can be repeated."""
+        """Go to step t of the tape, from the start: environments cannot go back, but repeat."""
         env = self.make_env()  # made afresh, as reset does not undo everything everywhere
-        episode = ddpg.Episode(env, self.seed if seed is None else seed)  # what fails here leaves the old one flying
-        self.close()
+        episode = ddpg.Episode(env, self.seed if seed is None else seed)
+        self.close()  # what failed before left the old one flying
         self.env, self.episode, self.seed = env, episode, episode.seed
         self.t, self.over, self.assisted, self.picture = 0, False, False, None
         self.rewards, self.trail, self.values = [], [self.episode.obs], []
@@ -173,7 +187,7 @@ class Player:
             self.step()
 
     def step(self, act=None, push_by=None):
-        """One step: by the user's act, in [-1, 1], or push; else as on the tape; else as the policy says."""
+        """One step: by the user's act in [-1, 1] or push, else by the tape, else by the policy."""
         helped = act is not None
         if helped or push_by is not None or self.t == len(self.tape):
             if act is None:
@@ -185,19 +199,21 @@ class Player:
         env = self.env.unwrapped
         if push_by:
             push(env, *push_by)
-        if self.picture is None and hasattr(env, "_clean_particles"):  # not drawn, which ages the lander's exhaust
-            for particle in env.particles:
+        if self.picture is None and hasattr(env, "_clean_particles"):
+            for particle in env.particles:  # the lander's exhaust, which being drawn would age
                 particle.ttl -= 0.15
             env._clean_particles(False)
         rew, obs, terminated, truncated = self.episode.step(self.policy.to_env(act))
-        self.t, self.picture, self.assisted = self.t + 1, None, self.assisted or helped or push_by is not None
+        self.t, self.picture = self.t + 1, None
+        self.assisted = self.assisted or helped or push_by is not None
         self.rewards.append(rew)
         self.trail.append(obs)
         self.over = terminated or truncated
         if self.over:
-            self.row = {"policy": self.policy.meta["path"], "train_step": self.train_step, "seed": self.seed,
-                        "return": self.episode.ret, "length": self.t, "terminated": terminated, "truncated": truncated,
-                        "deterministic": not self.noisy, "assisted": self.assisted}
+            self.row = dict(policy=self.policy.meta["path"], train_step=self.train_step)
+            self.row |= {"seed": self.seed, "return": self.episode.ret, "length": self.t}
+            self.row |= dict(terminated=terminated, truncated=truncated)
+            self.row |= dict(deterministic=not self.noisy, assisted=self.assisted)
             if not self.assisted:
                 self.results.setdefault(self.identity, {})[self.seed] = self.row
 
@@ -207,7 +223,7 @@ class Player:
         return self.policy.meta["path"], self.train_step, not self.noisy
 
     def close(self):
-        self.env.unwrapped.screen = None  # or closing it would close our window: it calls pygame.quit()
+        self.env.unwrapped.screen = None  # or close would call pygame.quit(), with our window
         self.env.close()
 
     def frame(self):
@@ -215,12 +231,13 @@ class Player:
         if self.picture is None:
             frame = np.asarray(self.episode.call(self.env.render))
             if frame.ndim != 3 or frame.shape[2] < 3:
-                raise ValueError(f"{self.env_id} draws pictures of {frame.shape}, not of (height, width, 3)")
+                what = f"draws pictures of {frame.shape}, not of (height, width, 3)"
+                raise ValueError(f"{self.env_id} {what}")
             self.picture = np.ascontiguousarray(frame[:, :, :3], np.uint8)
         return self.picture
 
     def q(self, obs, act):
-        """What the critic promises, in the environment's own rewards: the smallest of its values, as in the target."""
+        """The smallest value of the critics, as in the target, in the environment's own rewards."""
         obs, act = (torch.as_tensor(np.array(x), dtype=torch.float32) for x in (obs, act))
         with torch.inference_mode():
             values = self.policy.critic(obs, act).amin(0)[:, 0]  # (n, B, 1) -> (B,)
@@ -230,11 +247,12 @@ class Player:
         """Q(s_t, a_t) of the steps so far, evaluated only when somebody looks."""
         known = len(self.values)
         if known < self.t:
-            self.values += self.q(self.trail[known : self.t], [act for act, *_ in self.tape[known : self.t]])
+            new = slice(known, self.t)
+            self.values += self.q(self.trail[new], [act for act, *_ in self.tape[new]])
         return self.values
 
     def realised(self):
-        """The discounted return from each step on, with the critic's value of the last state after a time limit."""
+        """The discounted return from each step on, after a time limit with the critic's value."""
         last = np.array(self.trail[-1:])
         returns = [0.0 if self.episode.terminated else self.q(last, self.policy.act_unit(last))[0]]
         for rew in reversed(self.rewards):
@@ -246,43 +264,47 @@ def summary(results):
     """Statistics of the episodes, a dict for each policy."""
     for (policy, step, deterministic), rows in results.items():
         numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
-        yield dict(policy=policy, train_step=step, deterministic=deterministic) | ddpg.summary(*numbers)
+        row = dict(policy=policy, train_step=step, deterministic=deterministic)
+        yield row | ddpg.summary(*numbers)
 
 
 EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
-SUMMARY = ("{episodes} episodes: return {mean:.1f} ± {std:.1f} (min {min:.1f}, max {max:.1f}), length {length:.0f}, "
-           "{policy} of step {train_step:,}, deterministic: {deterministic}")
+SUMMARY = "{episodes} episodes: return {mean:.1f} ± {std:.1f} (min {min:.1f}, max {max:.1f}), "
+SUMMARY += "length {length:.0f}, {policy} of step {train_step:,}, deterministic: {deterministic}"
 
 
-# ---------------------------------------------------------------------------------------------------- drawing
+# --------------------------------------------------- drawing
 
 BACK, FIELD, LINE = (30, 32, 35), (42, 45, 49), (78, 83, 89)
 TEXT, DIM = (228, 229, 231), (158, 163, 170)
-ORANGE, BLUE, YELLOW = (230, 159, 0), (86, 180, 233), (240, 228, 66)  # Okabe and Ito: distinct for colour-blind eyes
+# Okabe and Ito: distinct for colour-blind eyes
+ORANGE, BLUE, YELLOW = (230, 159, 0), (86, 180, 233), (240, 228, 66)
 ANGLES, VELOCITIES = (-np.pi, np.pi), (-8, 8)  # on the map of the pendulum's policy
 font = functools.lru_cache(functools.partial(pygame.font.Font, None))  # of a height in pixels
 
 
 def split(rect, sizes, across=False):
-    """Cut a Rect, from top to bottom or across, into parts of these sizes; None is an equal share of the rest."""
+    """Cut a Rect, from top to bottom or across, into these sizes; None: a share of the rest."""
     at, total = (rect.x, rect.w) if across else (rect.y, rect.h)
     share = max(0, total - sum(filter(None, sizes))) // max(1, sizes.count(None))
     parts = []
     for size in sizes:
         size = share if size is None else int(size)
-        parts.append(pygame.Rect(at, rect.y, size, rect.h) if across else pygame.Rect(rect.x, at, rect.w, size))
+        part = (at, rect.y, size, rect.h) if across else (rect.x, at, rect.w, size)
+        parts.append(pygame.Rect(part))
         at += size
     return parts
 
 
 def table(rect, n):
     """The Rects of at least `n` cells in two columns, the left one first."""
-    return [cell for column in split(rect, [None, None], across=True)
-            for cell in split(column.inflate(-10, 0), [None] * -(-n // 2))]
+    left, right = split(rect, [None, None], across=True)
+    rows = [None] * -(-n // 2)
+    return split(left.inflate(-10, 0), rows) + split(right.inflate(-10, 0), rows)
 
 
 def text(surface, rect, string, px, color=TEXT, align=0.0):
-    """Write at the top of a Rect, align 0 to 1: from its left to its right end; cut to its width -> the width used."""
+    """Write at the top of a Rect, at its left (align 0) to right end (1), cut -> the width used."""
     full = string
     while string and font(px).size(string)[0] > rect.w:
         full = full[:-1]
@@ -295,18 +317,22 @@ def text(surface, rect, string, px, color=TEXT, align=0.0):
 def text_pair(surface, rect, left, right, px, left_color=DIM, right_color=TEXT):
     """Write at both ends of a line, of which the left one gives way."""
     used = text(surface, rect, right, px, right_color, 1)
-    text(surface, pygame.Rect(rect.x, rect.y, rect.w - used - px // 2, rect.h), left, px, left_color)
+    rest = pygame.Rect(rect.x, rect.y, rect.w - used - px // 2, rect.h)
+    text(surface, rest, left, px, left_color)
 
 
 def draw_plot(surface, rect, curves, length, px):
-    """Curves [(values, color, dashed)] over `length` steps, with their extremes written in where there is room."""
+    """Curves [(values, color, dashed)] over `length` steps, with extremes where there is room."""
     surface.fill(FIELD, rect)
     everything = sum((values for values, *_ in curves), [])
     if not everything:
         return
     low, high = min(everything), max(everything)
     inner = pygame.Rect(rect.x + 2, rect.y + 4, rect.w - 4 - 4 * px, rect.h - 8)
-    y_of = lambda value: inner.bottom - (value - low) / max(high - low, 1e-9) * inner.h
+
+    def y_of(value):
+        return inner.bottom - (value - low) / max(high - low, 1e-9) * inner.h
+
     if low < 0 < high:
         pygame.draw.line(surface, LINE, (inner.x, y_of(0)), (inner.right, y_of(0)))
     for values, color, dashed in curves:
@@ -321,19 +347,24 @@ def draw_plot(surface, rect, curves, length, px):
 
 
 def draw_gauges(surface, rect, player, act, helped, px):
-    """Each action, if there is room, as a bar from the middle, with the zone in grey in which it does nothing."""
-    for i, (row, unit) in enumerate(zip(split(rect, [px + 4] * round(rect.h / (px + 4))), act.tolist())):
+    """Actions, as room allows, as bars from the middle; in grey the zone where one does nothing."""
+    rows = split(rect, [px + 4] * round(rect.h / (px + 4)))
+    for i, (row, unit) in enumerate(zip(rows, act.tolist())):
         label, bar, number = split(row, [5 * px, None, 4 * px], across=True)
         text(surface, label.inflate(-4, -4), player.known.actions[i], px)
         text(surface, number.move(0, 2), f"{player.policy.to_env(act)[i]:+.2f}", px, TEXT, 1)
         bar.h -= 3
         surface.fill(FIELD, bar)
-        x_of = lambda value: bar.centerx + bar.w / 2 * value
+
+        def x_of(value):
+            return bar.centerx + bar.w / 2 * value
+
         if player.known.dead_zones:
             left, right = map(x_of, player.known.dead_zones[i])
             surface.fill(LINE, (left, bar.y, right - left, bar.h))
         color = YELLOW if helped else ORANGE if unit > 0 else BLUE
-        surface.fill(color, (min(bar.centerx, x_of(unit)), bar.y + 3, max(2, abs(unit) * bar.w / 2), bar.h - 6))
+        left, width = min(bar.centerx, x_of(unit)), max(2, abs(unit) * bar.w / 2)
+        surface.fill(color, (left, bar.y + 3, width, bar.h - 6))
         pygame.draw.line(surface, TEXT, (bar.centerx, bar.y), (bar.centerx, bar.bottom - 1))
 
 
@@ -345,9 +376,11 @@ def draw_observation(surface, rect, player, px):
 
 @functools.lru_cache(2)
 def policy_image(policy):
-    """The pendulum's torque over angle and velocity, orange for + and blue for -, from one batched forward."""
-    angle, velocity = np.meshgrid(np.linspace(*ANGLES, 96), np.linspace(*VELOCITIES[::-1], 64), indexing="ij")
-    torque = policy.act(np.stack([np.cos(angle), np.sin(angle), velocity], -1).reshape(-1, 3)).reshape(96, 64, 1)
+    """The pendulum's torque over angle and velocity, orange for + and blue for -."""
+    axes = np.linspace(*ANGLES, 96), np.linspace(*VELOCITIES[::-1], 64)
+    angle, velocity = np.meshgrid(*axes, indexing="ij")
+    obs = np.stack([np.cos(angle), np.sin(angle), velocity], -1)
+    torque = policy.act(obs.reshape(-1, 3)).reshape(96, 64, 1)
     color = FIELD + (np.where(torque > 0, ORANGE, BLUE) - FIELD) * np.abs(torque) / policy.high
     return pygame.surfarray.make_surface(color.astype(np.uint8))
 
@@ -368,32 +401,40 @@ def draw_map(surface, rect, player):
 
 
 def draw_panel(surface, rect, player, episode, show_map, px):
-    """Return, critic, reward, action, observation and policy map of a player, as many of them as there is room for."""
+    """Return, critic, reward, action, observation and policy map, as many as there is room for."""
     t, line, length = player.t, px + 4, max(player.t, min(player.limit, 200))
     act, _, helped = player.tape[t - 1] if t else (np.zeros_like(player.policy.low), None, False)
-    q, rewards, realised = player.predicted(), player.rewards, player.realised() if player.over else []
+    q, rewards = player.predicted(), player.rewards
+    realised = player.realised() if player.over else []
     rect, size = rect.inflate(-16, -12), len(player.trail[0])
     gauges = min(len(act), 6)
-    rows = min(-(-size // 2), max(1, rect.h // line - 10 - gauges))  # 10: the return, two plots, four titles
-    sections = [  # title, its color, text on its right, its color, height with title or None for a share, its drawing
-        (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE, "realised, dashed" if player.over else "", BLUE,
-         None, lambda rect: draw_plot(surface, rect, [(q, ORANGE, False), (realised, BLUE, True)], length, px)),
-        ("reward", DIM, f"{rewards[-1]:+.3f}" if t else "", TEXT,
-         None, lambda rect: draw_plot(surface, rect, [(rewards, BLUE, False)], length, px)),
-        ("action", DIM, "yours" if helped else "", YELLOW,
-         line * (1 + gauges), lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
+    rows = rect.h // line - 10 - gauges  # 10: the return, two plots, four titles
+    rows = min(-(-size // 2), max(1, rows))
+    # fmt: off
+    sections = [  # title and text on its right with their colors, height or None, drawing
+        (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE,
+         "realised, dashed" if player.over else "", BLUE, None,
+         lambda rect: draw_plot(
+             surface, rect, [(q, ORANGE, False), (realised, BLUE, True)], length, px)),
+        ("reward", DIM, f"{rewards[-1]:+.3f}" if t else "", TEXT, None,
+         lambda rect: draw_plot(surface, rect, [(rewards, BLUE, False)], length, px)),
+        ("action", DIM, "yours" if helped else "", YELLOW, line * (1 + gauges),
+         lambda rect: draw_gauges(surface, rect, player, act, helped, px)),
         ("observation", DIM, f"{2 * rows} of {size}" if 2 * rows < size else "", DIM,
-         line * (1 + rows), lambda rect: draw_observation(surface, rect, player, px))]
-    if show_map and player.known is KNOWN["Pendulum"]:
-        sections.append(("torque over angle, velocity", DIM, "orange is +", ORANGE,
-                         None, lambda rect: draw_map(surface, rect, player)))
+         line * (1 + rows), lambda rect: draw_observation(surface, rect, player, px)),
+        ("torque over angle, velocity", DIM, "orange is +", ORANGE, None,
+         lambda rect: draw_map(surface, rect, player)),
+    ]
+    # fmt: on
+    if not show_map or player.known is not KNOWN["Pendulum"]:
+        sections.pop()
     while sections and 2 * line + sum(height or 3 * line for *_, height, _ in sections) > rect.h:
         sections.pop()
     head, *rects = split(rect, [2 * line, *(height for *_, height, _ in sections)])
     text(surface, head, f"{player.episode.ret:.1f}", 2 * px)
     text(surface, head, f"episode {episode}", px, DIM, 1)
-    text(surface, head.move(0, line), f"step {t}/{player.limit}" + "   assisted" * player.assisted, px,
-         YELLOW if player.assisted else DIM, 1)
+    at = f"step {t}/{player.limit}" + "   assisted" * player.assisted
+    text(surface, head.move(0, line), at, px, YELLOW if player.assisted else DIM, 1)
     for part, (title, color, value, value_color, _, draw) in zip(rects, sections):
         above, below = split(part, [line - 2, None])
         text_pair(surface, above, title, value, px, color, value_color)
@@ -407,7 +448,7 @@ def timeline_x(rect, run, step):
 
 
 def draw_timeline(surface, rect, run, current, px):
-    """The evaluation curve of the run over its policies: the one flying as a ring, the best one as B."""
+    """The evaluation curve of the run over its policies: a ring for the one flying, B the best."""
     surface.fill(FIELD, rect)
     x_of, base = functools.partial(timeline_x, rect, run), rect.bottom - 10
     pygame.draw.line(surface, LINE, (rect.x + 14, base), (rect.right - 14, base))
@@ -418,7 +459,8 @@ def draw_timeline(surface, rect, run, current, px):
         heights = base - 8 - (means - means.min()) / max(np.ptp(means), 1e-9) * (rect.h - 26)
         pygame.draw.lines(surface, BLUE, False, list(zip(x_of(steps), heights)), 2)
     if run.curve:
-        text(surface, pygame.Rect(x_of(run.best) - px, base - 6 - px, 2 * px, px), "B", px, YELLOW, 0.5)
+        above = pygame.Rect(x_of(run.best) - px, base - 6 - px, 2 * px, px)
+        text(surface, above, "B", px, YELLOW, 0.5)
     pygame.draw.circle(surface, ORANGE, (x_of(current), base), px // 3 + 1, 3)
 
 
@@ -426,14 +468,17 @@ def draw_help(surface, px):
     cells = table(surface.get_rect(), len(KEYS))
     px = min(px + 6, cells[0].w // 13, int(0.8 * cells[0].h))
     for cell, (keys, _, meaning) in zip(cells, KEYS):
-        left, right = split(cell.inflate(13 * px - cell.w, px - cell.h), [5 * px, None], across=True)
+        cell = cell.inflate(13 * px - cell.w, px - cell.h)
+        left, right = split(cell, [5 * px, None], across=True)
         text(surface, left, keys, px, YELLOW)
         text(surface, right, meaning, px)
 
 
 def draw_notice(surface, rect, notice, px):
-    lines = [part for line in notice.splitlines() for part in textwrap.wrap(line, int(rect.w / px / 0.5))][:5]
-    box = pygame.Rect(rect.x + 8, rect.bottom - 14 - len(lines) * (px + 4), rect.w - 16, 6 + len(lines) * (px + 4))
+    wrap = functools.partial(textwrap.wrap, width=int(rect.w / px / 0.5))
+    lines = [part for line in notice.splitlines() for part in wrap(line)][:5]
+    height = len(lines) * (px + 4)
+    box = pygame.Rect(rect.x + 8, rect.bottom - 14 - height, rect.w - 16, 6 + height)
     surface.fill(FIELD, box)
     pygame.draw.rect(surface, YELLOW, box, 1)
     for row, line in zip(split(box.inflate(-24, -10), [px + 4] * len(lines)), lines):
@@ -441,7 +486,7 @@ def draw_notice(surface, rect, notice, px):
 
 
 class Gif:
-    """A film of the steps, reduced to 192 colors: 50 ms a step, or 40 ms for every second one of 50 steps a second."""
+    """A film in 192 colors: 50 ms a step, or of 50 steps a second every second one for 40 ms."""
 
     def __init__(self, path, fps):
         try:
@@ -457,7 +502,8 @@ class Gif:
         place = surface.get_rect().fit(picture.get_rect())  # the window's size may change
         picture.blit(pygame.transform.smoothscale(surface, place.size), place)
         frame = self.image.frombytes("RGB", picture.size, pygame.image.tobytes(picture, "RGB"))
-        if not self.frames:  # one palette for all, so that only what moves takes space: the first colors and others
+        if not self.frames:
+            # One palette for all, so that only what moves takes space: the first colors and others
             self.palette = frame.quantize(128)
             others = [85 * channel for color in np.ndindex(4, 4, 4) for channel in color]
             self.palette.putpalette(self.palette.getpalette()[:384] + others)
@@ -468,12 +514,14 @@ class Gif:
         if not self.frames:
             raise ValueError("nothing was recorded")
         first, *others = self.frames
-        first.save(self.path, "GIF", save_all=True, append_images=others, duration=self.durations, loop=0)
+        more = dict(append_images=others, duration=self.durations, loop=0)
+        first.save(self.path, "GIF", save_all=True, **more)
 
 
-# ---------------------------------------------------------------------------------------------------- the window
+# ------------------------------------------------ the window
 
-KEYS = [  # single characters as they are typed or pygame's names of keys, method and argument, meaning
+# Single characters as they are typed or pygame's names of keys, method and argument, meaning
+KEYS = [
     ("Space", ("toggle", "paused"), "pause or go on"),
     (", Left", ("step_by", -1), "one step back"),
     (". Right", ("step_by", 1), "one step forward"),
@@ -500,24 +548,32 @@ KEYS = [  # single characters as they are typed or pygame's names of keys, metho
     ("H ? F1", ("toggle", "show_help"), "help"),
     ("Q Escape", ("quit",), "quit"),
 ]
-ACTION_OF = {key.lower() if len(key) == 1 else getattr(pygame, f"K_{key.upper()}"): action
-             for keys, action, _ in KEYS if action for key in keys.split()}
+ACTION_OF = {
+    key.lower() if len(key) == 1 else getattr(pygame, f"K_{key.upper()}"): action
+    for keys, action, _ in KEYS
+    if action
+    for key in keys.split()
+}
 REPEATING = "step_by", "change_speed", "choose"  # while their key is held
 SIZE = 1000, 640  # of a new window
 SPEEDS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 1000]  # the last is as fast as it goes
 
 
 class Window:
-    """The players on a surface: `handle` an event, `update` by the seconds passed, `draw`; `loop` does all that."""
+    """The players on a surface: `handle` an event, `update` by seconds, `draw`; `loop` does all."""
 
     def __init__(self, surface, options):
-        self.surface, self.options, self.seed, self.noisy = surface, options, options.seed, options.noisy
+        self.surface, self.options = surface, options
+        self.seed, self.noisy = options.seed, options.noisy
         self.path = self.run = self.player = self.pinned = self.film = None
-        self.alive = self.show_panel = self.show_map = self.dirty = True  # dirty: the picture is no longer true
+        self.alive = self.show_panel = self.show_map = True
+        self.dirty = True  # the picture is no longer true
         self.paused = self.locked = self.follow = self.show_help = False
-        self.results, self.episode, self.speed, self.owed = {}, 0, 1, 0.0  # owed: steps that are due
+        self.results, self.episode, self.speed = {}, 0, 1
+        self.owed = 0.0  # steps that are due
         self.steps, self.seconds = 0, 0.0  # played at this speed, which tell how fast it really is
-        self.held, self.grip, self.mouse = set(), None, (0, 0)  # keys down; (pane, where the mouse went down)
+        self.held = set()  # keys down
+        self.grip, self.mouse = None, (0, 0)  # (pane, where the mouse went down), where it is
         self.notice, self.notice_for, self.poll_in = "", 0.0, 0.0
 
     @property
@@ -540,10 +596,12 @@ class Window:
             self.say(str(error) or repr(error))
 
     def open(self, target):
-        """Show a policy, or the best one of a run; of a training that is under way the newest, and each new one."""
+        """Show a policy, the best one of a run, or of a training under way each new one."""
         path = find(target)
         run = read_run(path)
-        follow = self.options.live or (path.is_dir() and not self.options.headless and under_way(path))
+        follow = self.options.live
+        if path.is_dir() and not self.options.headless:
+            follow = follow or under_way(path)
         if run:
             self.show(run.policies[max(run.policies) if follow else run.best], follow)
         elif self.player or self.options.headless or not self.options.live:
@@ -552,8 +610,9 @@ class Window:
         self.say(str(path))
 
     def show(self, path, follow=False):
-        """Replay the same episode with the policy of another file, and then follow the newest one or not."""
-        player = Player(ddpg.load(path), self.options.env, self.options.drawn, self.noisy, self.results)
+        """Replay the episode with the policy of another file, and follow the newest one or not."""
+        env, drawn = self.options.env, self.options.drawn
+        player = Player(ddpg.load(path), env, drawn, self.noisy, self.results)
         player.start(self.seed)  # what fails here leaves the old one flying
         if self.player:
             self.player.close()
@@ -585,17 +644,20 @@ class Window:
         self.seed, self.episode, self.owed, self.dirty = self.seed + by, self.episode + 1, 0.0, True
 
     def change_speed(self, by):
-        self.speed = SPEEDS[int(np.clip(SPEEDS.index(self.speed) + by, 0, len(SPEEDS) - 1))] if by else 1
+        index = int(np.clip(SPEEDS.index(self.speed) + by, 0, len(SPEEDS) - 1))
+        self.speed = SPEEDS[index] if by else 1
         self.owed, self.steps, self.seconds = 0.0, 0, 0.0
 
     def choose(self, which):
         """Another policy of the run; choosing ends following, unless it is the newest."""
         steps, now, best = list(self.run.policies), self.player.train_step, self.run.best
-        before, after = [step for step in steps if step < now], [step for step in steps if step > now]
-        found = dict(first=steps[:1], previous=before[-1:], best=[best], next=after[:1], newest=steps[-1:])[which]
-        if not found:
+        before = [step for step in steps if step < now]
+        after = [step for step in steps if step > now]
+        found = dict(first=steps[:1], previous=before[-1:], best=[best])
+        found |= dict(next=after[:1], newest=steps[-1:])
+        if not found[which]:
             raise ValueError(f"there is no {which} snapshot")
-        self.show(self.run.policies[found[0]], follow=which == "newest")
+        self.show(self.run.policies[found[which][0]], follow=which == "newest")
 
     def pin(self):
         old, self.pinned = self.pinned, None
@@ -619,7 +681,8 @@ class Window:
         self.say(f"saved {self.file_name('png')}")
 
     def record_gif(self):
-        film, self.film = self.film, (None if self.film else Gif(self.file_name("gif"), self.player.fps))
+        film = self.film
+        self.film = None if film else Gif(self.file_name("gif"), self.player.fps)
         if film:
             film.save()
             self.say(f"saved {film.path}, {len(film.frames)} frames")
@@ -640,7 +703,8 @@ class Window:
         if event.type == pygame.QUIT:
             self.alive = False
         elif event.type == pygame.KEYDOWN:
-            name, *arguments = ACTION_OF.get(event.unicode.lower()) or ACTION_OF.get(event.key) or [None]
+            action = ACTION_OF.get(event.unicode.lower()) or ACTION_OF.get(event.key)
+            name, *arguments = action or [None]
             flying, repeated = event.key in ARROWS and not self.paused, event.key in self.held
             self.held.add(event.key)
             possible = self.player or name in ("quit", "full_screen")
@@ -658,7 +722,8 @@ class Window:
                 if action and action[-1] != "show_help" and cell.collidepoint(event.pos):
                     getattr(self, action[0])(*action[1:])
         elif event.type == pygame.MOUSEBUTTONDOWN and event.button == 1 and self.player:
-            pane = next((name for name, rect in self.panes().items() if rect.collidepoint(event.pos)), None)
+            panes = self.panes().items()
+            pane = next((name for name, rect in panes if rect.collidepoint(event.pos)), None)
             if pane == "bar":
                 self.show_help = True
             if pane == "scene":
@@ -693,7 +758,7 @@ class Window:
     # ---- time
 
     def update(self, dt):
-        """Let `dt` seconds pass: for notices, for news from the training, and in the environment."""
+        """Let `dt` seconds pass: for notices, news from the training, and in the environment."""
         self.dirty = self.dirty or 0 < self.notice_for <= dt
         self.notice_for, self.poll_in = self.notice_for - dt, self.poll_in - dt
         if self.poll_in <= 0:
@@ -711,11 +776,11 @@ class Window:
         if not self.player:
             self.show(run.policies[newest], follow=True)
         elif newest > max(old.policies):
-            self.say(f"new: step {newest:,}" + (", loads at the next episode" if self.follow else ""))
+            self.say(f"new: step {newest:,}" + ", loads at the next episode" * self.follow)
         self.run, self.dirty = run, True
 
     def play(self, dt):
-        """As many steps as are due at this speed, but never so many that the window stops answering."""
+        """As many steps as are due at this speed, but so few that the window keeps answering."""
         began = time.perf_counter()
         self.owed += min(dt, 0.25) * self.player.fps * self.speed
         self.seconds += dt
@@ -724,7 +789,8 @@ class Window:
             self.owed, self.steps = self.owed - 1, self.steps + 1
             if time.perf_counter() - began > 0.02:
                 self.owed = 0.0
-        if self.owed > 1.5 * self.player.fps * min(1, self.speed):  # the last picture has stayed 1.5 s, or less if fast
+        # The last picture stays for 1.5 s, or less if fast
+        if self.owed > 1.5 * self.player.fps * min(1, self.speed):
             news = self.follow and max(self.run.policies) != self.player.train_step
             if news and self.attempt(self.choose, "newest"):
                 self.episode -= 1  # it is counted below
@@ -737,7 +803,8 @@ class Window:
         for player in self.players:
             if not player.over:
                 player.step(act, push_by)
-        if self.film and (self.over or max(player.t for player in self.players) % self.film.stride == 0):
+        t = max(player.t for player in self.players)
+        if self.film and (self.over or t % self.film.stride == 0):
             self.draw()
             self.film.add(self.surface, self.over)
         self.dirty = True
@@ -750,9 +817,10 @@ class Window:
         return int(np.clip(min(h / 32, w / 46), 14, 34))
 
     def panes(self):
-        """Where everything is at the present size -> {name: Rect}; the panel is empty where there is no room for it."""
+        """Where everything is -> {name: Rect}; the panel is empty where there is no room for it."""
         w, h = self.surface.get_size()
-        title, body, bar, timeline = split(self.surface.get_rect(), [self.px + 8, None, self.px + 10, max(36, h // 8)])
+        heights = [self.px + 8, None, self.px + 10, max(36, h // 8)]
+        title, body, bar, timeline = split(self.surface.get_rect(), heights)
         panel = np.clip(0.36 * w, 200, 620) if self.show_panel and w >= 440 else 0
         scene, panel = split(body, [None, panel], across=True)
         return dict(title=title, scene=scene, panel=panel, bar=bar, timeline=timeline)
@@ -768,8 +836,9 @@ class Window:
         else:
             self.draw_status(where["title"].inflate(-16, -10), where["bar"].inflate(-16, -10))
             self.attempt(self.draw_scenes, where["scene"])
-            if where["panel"].w:
-                draw_panel(self.surface, where["panel"], self.player, self.episode, self.show_map, px)
+            panel = where["panel"]
+            if panel.w:
+                draw_panel(self.surface, panel, self.player, self.episode, self.show_map, px)
             draw_timeline(self.surface, where["timeline"], self.run, self.player.train_step, px)
         if self.notice_for > 0:
             draw_notice(self.surface, where["scene"], self.notice, px)
@@ -777,34 +846,40 @@ class Window:
 
     def draw_status(self, title, bar):
         """What is flying, and how."""
-        player, config, score = self.player, self.player.policy.config, self.player.policy.meta["evaluation"]
-        name = f"{player.env_id}   {config.algo}   step {player.train_step:,}"
+        player, policy = self.player, self.player.policy
+        name = f"{player.env_id}   {policy.config.algo}   step {player.train_step:,}"
+        score = policy.meta["evaluation"]
         name += "" if score is None else f"   eval {score:.1f}"
         last = [row["return"] for row in self.results.get(player.identity, {}).values()][-10:]
-        recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
-        text_pair(self.surface, title, name, recent if title.w > 40 * self.px else "", self.px, TEXT, DIM)
+        recent = ""
+        if last and title.w > 40 * self.px:
+            recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}"
+        text_pair(self.surface, title, name, recent, self.px, TEXT, DIM)
         if pygame.display.get_init():
             pygame.display.set_caption(name)
         speed = "max" if self.speed == SPEEDS[-1] else f"{self.speed:g}x"
         if self.seconds > 1:
             speed += f" ({self.steps / self.seconds / player.fps:.1f}x)"
-        state = ["paused" if self.paused else speed, "noisy" if self.noisy else "deterministic",
-                 f"seed {self.seed}" + " locked" * self.locked, "LIVE" * self.follow]
+        state = ["paused" if self.paused else speed, "noisy" if self.noisy else "deterministic"]
+        state += [f"seed {self.seed}" + " locked" * self.locked, "LIVE" * self.follow]
         color = YELLOW if self.paused else TEXT
         text_pair(self.surface, bar, "   ".join(state), "H or click: all keys", self.px, color, DIM)
 
     def draw_scenes(self, rect):
         """One scene, or two: side by side or one above the other, whichever shows them larger."""
         h, w = self.player.frame().shape[:2]
-        px, parts = self.px + 4, split(rect, [None] * len(self.players), across=rect.w / w >= rect.h / h)
+        px, across = self.px + 4, rect.w / w >= rect.h / h
+        parts = split(rect, [None] * len(self.players), across)
         for player, part, color in zip(self.players, parts, (ORANGE, BLUE)):
             scene = pygame.image.frombuffer(player.frame(), player.frame().shape[1::-1], "RGB")
             place = scene.get_rect().fit(part.inflate(-4, -4))
             self.surface.blit(pygame.transform.smoothscale(scene, place.size), place)
-            caption = f"{player.episode.ret:.1f}   step {player.train_step:,}" + "   pinned" * (player is self.pinned)
+            caption = f"{player.episode.ret:.1f}   step {player.train_step:,}"
+            caption += "   pinned" * (player is self.pinned)
             if self.pinned or not self.panes()["panel"].w:
                 line = pygame.Rect(place.x + 6, place.y + 4, part.right - place.x - 12, px)
-                self.surface.fill(BACK, (*place.topleft, min(font(px).size(caption)[0], line.w) + 12, px + 4))
+                width = min(font(px).size(caption)[0], line.w)
+                self.surface.fill(BACK, (*place.topleft, width + 12, px + 4))
                 text(self.surface, line, caption, px, color)
         if self.grip and self.grip[0] == "scene":
             pygame.draw.line(self.surface, YELLOW, self.grip[1], self.mouse, 3)
@@ -820,7 +895,7 @@ class Window:
             for event in pygame.event.get():
                 if event.type == pygame.KEYDOWN and event.key in self.held:
                     if event.key in repeated:
-                        continue  # or what takes longer than the time to the next repetition would pile up
+                        continue  # or what takes longer than until the next one would pile up
                     repeated.add(event.key)
                 self.attempt(self.handle, event)
             self.attempt(self.update, dt)
@@ -828,32 +903,36 @@ class Window:
             if self.dirty:
                 self.attempt(self.draw)
                 if self.film:
-                    text(self.surface, self.panes()["scene"].inflate(-20, -16), "REC", self.px + 4, ORANGE, 1)
+                    corner = self.panes()["scene"].inflate(-20, -16)
+                    text(self.surface, corner, "REC", self.px + 4, ORANGE, 1)
                 pygame.display.flip()
 
 
 def open_display():
-    """A window on the screen. Without a screen SDL would open one that nobody sees: that is refused."""
+    """A window on the screen. Without a screen, SDL would open one that nobody sees: refused."""
     try:
         pygame.display.init()
         pygame.font.init()
-        if pygame.display.get_driver() in ("offscreen", "dummy") and not os.environ.get("SDL_VIDEODRIVER"):
+        unseen = pygame.display.get_driver() in ("offscreen", "dummy")
+        if unseen and not os.environ.get("SDL_VIDEODRIVER"):
             raise pygame.error("no screen found")
         return pygame.display.set_mode(SIZE, pygame.RESIZABLE)
     except pygame.error as error:
-        raise ValueError(f"cannot open a window: {error}\nwithout one: --headless, --png FILE or --gif FILE") from None
+        others = "without one: --headless, --png FILE or --gif FILE"
+        raise ValueError(f"cannot open a window: {error}\n{others}") from None
 
 
 def watch(options):
     """The window: on the screen at once, while torch is loading."""
     path = find(options.run)
-    window, loading = Window(open_display(), options), ThreadPoolExecutor(1).submit(import_ddpg)
+    window = Window(open_display(), options)
+    loading = ThreadPoolExecutor(1).submit(import_ddpg)
     pygame.display.set_caption("viewer.py")
     print(f"viewer.py: {path}", flush=True)
     text(window.surface, window.surface.get_rect(), f"opening {path} ..", window.px, DIM)
     while not loading.done():
         pygame.display.flip()
-        pygame.event.pump()  # events wait in the queue; a window that never asked for them would be called hung
+        pygame.event.pump()  # events wait in the queue; who never asks for them is called hung
         time.sleep(0.03)
     loading.result()  # raises what the import raised
     window.open(path)
@@ -867,23 +946,26 @@ def watch(options):
         print("\n".join(lines or ["no episode was flown to its end without help"]))
 
 
-# ---------------------------------------------------------------------------------------------------- without a window
+# ------------------------------------------ without a window
 
 
 def headless(options):
-    """Play episodes as fast as they go: print them, and draw them where a picture or a film is asked for."""
+    """Play episodes as fast as they go: print them, and draw them for a picture or a film."""
     os.environ["SDL_VIDEODRIVER"] = "dummy"
     path = find(options.run)
     import_ddpg()
     pygame.font.init()
     window = Window(pygame.Surface(SIZE), options)
     window.open(path)
-    files = list(window.run.policies.values()) if options.tour else [window.player.policy.meta["path"]]
+    files = [window.player.policy.meta["path"]]
+    if options.tour:
+        files = list(window.run.policies.values())
+    stops = np.linspace(0, len(files) - 1, min(options.tour or 1, len(files))).round()
     if options.gif:
         window.film = Gif(options.gif, window.player.fps)
     window.episode, window.notice_for = 0, 0.0
     try:
-        for i in np.linspace(0, len(files) - 1, min(options.tour or 1, len(files))).round().astype(int):
+        for i in stops.astype(int):
             for window.seed in range(options.seed, options.seed + options.episodes):
                 window.show(files[i])  # which flies that seed
                 while not window.over:
@@ -901,31 +983,38 @@ def headless(options):
             window.film.save()
     finally:
         for row in summary(window.results):
-            if options.json or row["episodes"] > 1:
-                print(json.dumps({"summary": True} | row) if options.json else SUMMARY.format(**row))
+            if options.json:
+                print(json.dumps({"summary": True} | row))
+            elif row["episodes"] > 1:
+                print(SUMMARY.format(**row))
 
 
-# ---------------------------------------------------------------------------------------------------- command line
+# ---------------------------------------------- command line
 
 
 def parse(argv):
     def refuse(message):
         raise ValueError(f"{message}; --help lists all flags")
 
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, **layout)
     parser.error, add = refuse, parser.add_argument
-    add("run", nargs="?", help="a run's folder or a policy file (default: the newest run under runs/)")
+    newest = "(default: the newest run under runs/)"
+    add("run", nargs="?", help=f"a run's folder or a policy file {newest}")
     add("--env", metavar="ID", help="fly in this environment: a gymnasium id, or module:Id")
-    add("--seed", type=int, default=0, help="the first episode's seed; the next ones follow (default 0)")
+    first = "the first episode's seed; the next ones follow (default 0)"
+    add("--seed", type=int, default=0, help=first)
     add("--live", action="store_true", help="follow the newest policy of a training from the start")
     add("--noisy", action="store_true", help="with the exploration noise of the training")
     add("--headless", action="store_true", help="no window: play and print")
-    add("--episodes", type=int, metavar="N", help="episodes without a window (default 20; in tours and films 1)")
+    number = dict(type=int, metavar="N")
+    default = "(default 20; in tours and films 1)"
+    add("--episodes", **number, help=f"episodes without a window {default}")
     add("--json", action="store_true", help="without a window: lines of JSON")
     add("--png", metavar="FILE", help="save the picture at the end of the last episode")
     add("--gif", metavar="FILE", help="save a film of the episodes")
-    add("--tour", type=int, nargs="?", const=10**6, metavar="N", help="an episode per snapshot, or for N of them")
+    tour = "an episode per snapshot, or for N of them"
+    add("--tour", **number, nargs="?", const=10**6, help=tour)
     options = parser.parse_args(argv)
     if any(n is not None and n < 1 for n in (options.episodes, options.tour)):
         refuse("--episodes and --tour must be at least 1")
@@ -940,7 +1029,7 @@ def parse(argv):
 
 
 def main(argv=None):
-    """The command line -> its exit code: 0, 1 if nobody reads any more, 2 for what was refused, 130 for Ctrl-C."""
+    """The command line -> its exit code: 0, 1 if nobody reads it, 2 for refused, 130 for Ctrl-C."""
     with suppress(AttributeError, OSError):  # where stdout is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
@@ -954,7 +1043,8 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except Exception as error:
-        print("\n".join(f"viewer.py: {str(error) or repr(error)}".splitlines()[:3]), file=sys.stderr)
+        lines = f"viewer.py: {str(error) or repr(error)}".splitlines()
+        print("\n".join(lines[:3]), file=sys.stderr)
         return 2
 
 
