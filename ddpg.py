@@ -609,16 +609,16 @@ def actor_gradient(agent, obs, act):
 
 
 class Original:
-    """The losses of Agent whose gradients these are: one that was edited there is another."""
+    """The losses whose gradients these are; other code in Agent, but for names, is another loss."""
 
-    def critic_loss(self, obs, act, target_q):
-        """Equal to the letter, but for this text."""
-        q = self.critic(obs, act)
-        return (q - target_q).square().mean(dim=(1, 2)).sum()
+    def critic_loss(self, s, a, y):
+        """sum_i mean (Q_i(s, a) - y)^2"""
+        values = self.critic(s, a)
+        return (values - y).square().mean(dim=(1, 2)).sum()
 
-    def actor_loss(self, obs, act):
-        """Equal to the letter, but for this text."""
-        return -self.critic(obs, self.actor(obs))[0].mean()
+    def actor_loss(self, s, a):
+        """-mean Q_1(s, mu(s))"""
+        return -self.critic(s, self.actor(s))[0].mean()
 
 
 def gradients_that_agree(agent):
