@@ -1411,6 +1411,8 @@ def train_command(options, explicit):
         signal.signal(number, on_signal)
     say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
     say("      step  episodes  steps/s  last returns  evaluation")
+    if c.total_steps <= c.learning_starts:
+        say(f"nothing is learnt in the first {c.learning_starts:,} steps: --learning-starts")
     steps = record(run, folder)
     try:
         for _ in steps if quiet else watch(steps):
