@@ -352,7 +352,6 @@ class Adam:
         self.flat.gather()
         self.flat.grad.zero_()
 
-    @torch.no_grad()
     def step(self):
         self.flat.gather()
         k, m, v = self.state.values()
@@ -448,13 +447,14 @@ class Agent:
         obs, act, R, next_obs, discount = batch
         config, clip = self.config, self.config.target_noise_clip
         self.updates += 1
-        with torch.no_grad():
+        with torch.inference_mode():  # quicker than no_grad
             # Target policy smoothing: clipped noise on the target action
             eps = torch.randn(act.shape, generator=self.generator, device=self.device)
             noise = (config.target_noise * eps).clamp(-clip, clip)
             next_act = (self.actor_target(next_obs) + noise).clamp(-1, 1)
             # Clipped double-Q: bootstrap from the smallest target critic, (n, B, 1) -> (B, 1)
             target_q = R + discount * self.critic_target(next_obs, next_act).amin(dim=0)
+        target_q = target_q.clone()  # for autograd
         if target_q.shape != (len(obs), 1):
             raise ValueError(f"R and discount must be ({len(obs)}, 1), for obs {tuple(obs.shape)}")
         if self.updates % self.MEASURE_EVERY == 1:
@@ -574,6 +574,8 @@ def backward_by_hand(tape, grad, of_input=False):
     while tape:
         x, w, norm, weight, bias = tape.pop()
         if not of_input:
+            if weight.grad is None or bias.grad is None:  # after zero_grad()
+                weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
             bmm(x.mT, grad, out=weight.grad)
             torch.sum(grad, 1, keepdim=True, out=bias.grad)
         if tape or of_input:
@@ -590,7 +592,6 @@ def backward_by_hand(tape, grad, of_input=False):
 @torch.inference_mode()
 def critic_gradient(agent, obs, act, target_q):
     """The gradient of Agent.critic_loss."""
-    agent.flat["critic"].gather()
     net = agent.critic.net
     q, tape = forward_by_hand(net, torch.cat([obs, act], dim=-1), net.n)
     backward_by_hand(tape, 2 / len(obs) * (q - target_q))
@@ -599,7 +600,6 @@ def critic_gradient(agent, obs, act, target_q):
 @torch.inference_mode()
 def actor_gradient(agent, obs, act):
     """The gradient of Agent.actor_loss."""
-    agent.flat["actor"].gather()
     output, actor_tape = forward_by_hand(agent.actor.net, obs, 1)
     pi = output[0].tanh()
     q1, tape = forward_by_hand(agent.critic.net, torch.cat([obs, pi], dim=-1), 1)
