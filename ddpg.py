@@ -633,7 +633,8 @@ def gradients_that_agree(agent):
         with suppress(Exception), torch.random.fork_rng(devices=[]):  # autograd will say the same
             code, original = loss.__code__, getattr(Original, f"{name}_loss").__code__
             same = (code.co_code, code.co_names) == (original.co_code, original.co_names)
-            if same and code.co_consts[1:] == original.co_consts[1:]:
+            whole = not agent.flat[name].rest  # no layer is frozen
+            if same and whole and code.co_consts[1:] == original.co_consts[1:]:
                 sizes = (0.1, 1, 0.01), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6)
                 if all(same_gradient(agent, name, loss, gradient, *size) for size in sizes):
                     agree[loss] = gradient

@@ -14,10 +14,11 @@ Chapters, in this order; before them, toy environments, small settings and helpe
     test_train_       the loop, seen from what is stored and learnt
     test_env_         what environments may be, and how their faults are named
     test_evaluate_    evaluations, selection, solved
-    test_resume_      runs that were stopped or killed go on, byte for byte
     test_folder_      what is in a run's folder
+    test_resume_      runs that were stopped or killed go on, byte for byte
     test_load_        policy files, also those of strangers
     test_command_     the command line
+    test_readme_      the README's changes, each applied to a copy of the file
     test_viewer_      the viewer
     test_learn_       learning, most of it slow
 """
@@ -3096,6 +3097,13 @@ def test_command_prints_one_live_line_to_a_terminal(tmp_path):
     lines = text.decode().split("\r\x1b[K")
     live = [line for line in lines if "s left" in line]
     assert len(live) >= 2 and max(map(len, live)) < 80 and "\n" not in "".join(live), live
+    rows = [
+        line.split(",") for line in (tmp_path / "run" / "progress.csv").read_text().splitlines()
+    ]
+    mean, std = (rows[0].index(f"eval_{name}") for name in ("mean", "std"))
+    scores = [f"{float(row[mean]):.1f} ± {float(row[std]):.1f} over 3 episodes" for row in rows[1:]]
+    printed = [line for line in lines if "over 3 episodes" in line]
+    assert all(score in line for score, line in zip(scores, printed, strict=True)), printed
 
 
 def test_command_help_shows_each_flag_and_the_presets():
@@ -3841,7 +3849,9 @@ def test_viewer_the_policy_map(w):
         assert np.abs(image[x, y] - color).max() < 2
     surface = pygame.Surface((200, 120))
     viewer.draw_map(surface, surface.get_rect(), w.player)
-    ring = np.argwhere((pygame.surfarray.array3d(surface) == viewer.YELLOW).all(2)).mean(0)
+    drawn = pygame.surfarray.array3d(surface)
+    assert (drawn.sum(2) > 0).mean() > 0.95  # of a surface that was black
+    ring = np.argwhere((drawn == viewer.YELLOW).all(2)).mean(0)
     cos, sin, velocity = w.player.trail[-1]
     x = np.interp(np.arctan2(sin, cos), viewer.ANGLES, (0, 199))
     assert np.allclose(ring, (x, np.interp(velocity, (-8, 8), (119, 0))), atol=1.5)
