@@ -2221,7 +2221,7 @@ def killed_at_random(tmp_path, config, kills, longest, often=True):
 @pytest.mark.parametrize("algo, often", [("ddpg", True), ("td3", True), ("td3", False)])
 def test_resume_after_a_kill_at_any_instant_is_byte_identical(tmp_path, algo, often):
     config = Config.preset(**SHORT, algo=algo, n_step=3, noise_theta=0.15)
-    killed_at_random(tmp_path, config, kills=5, longest=0.6, often=often)
+    killed_at_random(tmp_path, config, kills=3, longest=0.6, often=often)
 
 
 FIFTY = [  # environment, seconds until a kill, and whether the state is saved each episode
