@@ -218,7 +218,7 @@ class MLP(nn.Module):
 
     def layers(self):
         """Pairs (weight, bias), twenty times as fast as by iterating over ParameterLists."""
-        weights, biases = self._modules.values()
+        weights, biases = self._modules["weights"], self._modules["biases"]
         return zip(weights._parameters.values(), biases._parameters.values())
 
     def forward(self, x):
@@ -380,14 +380,8 @@ class Agent:
     sizes or networks.
     """
 
-    PARTS = (
-        "actor",
-        "critic",
-        "actor_target",
-        "critic_target",
-        "actor_optimizer",
-        "critic_optimizer",
-    )
+    NETWORKS = "actor", "critic", "actor_target", "critic_target"
+    PARTS = *NETWORKS, "actor_optimizer", "critic_optimizer"
     MEASURE_EVERY = 100  # updates, as it takes as long as one
 
     def __init__(self, obs_dim, low, high, config, device="cpu"):
@@ -402,7 +396,7 @@ class Agent:
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
             check_networks(self)
         self.actor_target, self.critic_target = copy.deepcopy((self.actor, self.critic))
-        self.flat = {name: Flat(getattr(self, name)) for name in self.PARTS[:4]}
+        self.flat = {name: Flat(getattr(self, name)) for name in self.NETWORKS}
         self.actor_optimizer = Adam(self.flat["actor"], config.actor_lr)
         self.critic_optimizer = Adam(self.flat["critic"], config.critic_lr)
         # For batches and target noise
@@ -485,9 +479,9 @@ class Agent:
         return gradients_that_agree(self)
 
     def measure(self, obs, act, target_q):
-        """Running means of the losses and of Q, for progress.csv."""
+        """Running means of the losses and of Q, for progress.csv; also checks the networks."""
         for name, flat in self.flat.items():
-            flat.check(getattr(self, name).eval())
+            flat.check(getattr(self, name).eval())  # where dropout draws nothing
         losses = self.critic_loss(obs, act, target_q), self.actor_loss(obs, act)
         latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
@@ -639,7 +633,7 @@ def gradients_that_agree(agent):
                 if all(same_gradient(agent, name, loss, gradient, *size) for size in sizes):
                     agree[loss] = gradient
         if loss not in agree:
-            print(f"ddpg.py: {name}_loss by autograd, as changed here", file=sys.stderr)
+            warn(f"{name}_loss by autograd, as changed here")
     return agree
 
 
@@ -688,6 +682,10 @@ def tune(config, threads=None):
 def one_line(value):
     """How errors show a value: an array may take many lines."""
     return " ".join(str(value).split())[:200]
+
+
+def warn(text):
+    print(f"ddpg.py: {text}", file=sys.stderr)
 
 
 def type_of(f):
@@ -1264,8 +1262,7 @@ def record(run, folder):
                     save_at = done + max(min(SAVE_EVERY, now - began), (done - now) / SAVE_SHARE)
             except OSError as error:
                 if not warned:
-                    text = f"cannot save to {folder}: {error}; training goes on"
-                    print(f"ddpg.py: {text}", file=sys.stderr)
+                    warn(f"cannot save to {folder}: {error}; training goes on")
                 warned, save_at = True, now + 1
             yield run
         finish()
@@ -1309,10 +1306,9 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     except (KeyError, TypeError, RuntimeError, AssertionError) as error:  # without CUDA, the last
         raise UsageError(f"{folder} cannot be resumed: {one_line(repr(error))}") from error
     if meta["machine"] != MACHINE:
-        print(f"ddpg.py: saved on {meta['machine']}: last bits may differ", file=sys.stderr)
+        warn(f"saved on {meta['machine']}: last bits may differ")
     if "rows" not in arrays:
-        text = f"without the replay, no updates for {config.learning_starts:,} steps"
-        print(f"ddpg.py: {text}", file=sys.stderr)
+        warn(f"without the replay, no updates for {config.learning_starts:,} steps")
     return run
 
 
@@ -1486,13 +1482,13 @@ def main(argv=None):
     except (UsageError, EnvError) as error:
         if isinstance(error, EnvError) and error.__cause__:
             traceback.print_exception(error.__cause__)
-        print(f"ddpg.py: {error}", file=sys.stderr)
+        warn(error)
         return 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:  # nobody reads any more what it prints
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
-        print(f"ddpg.py: cannot save: {error}", file=sys.stderr)
+        warn(f"cannot save: {error}")
         return 1
     except KeyboardInterrupt:
         return 130
