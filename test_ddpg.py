@@ -3066,6 +3066,8 @@ def test_command_prints_commands_to_copy_that_are_quoted(tmp_path):
 def test_command_prints_plain_lines_to_a_pipe(tmp_path):
     plain = command(*QUICK, "--episodes", 1, "--out", tmp_path / "a").stdout
     assert "\r" not in plain and "\x1b" not in plain
+    rows = [line.split() for line in plain.splitlines() if " over 3 episodes" in line]
+    assert [row[0] for row in rows] == ["0", "350", "700"] and "the best yet" in plain
     printed = command("--resume", tmp_path / "a", "--episodes", 1, "--quiet").stdout
     assert printed.count("\n") == 2 and "1 test episodes" in printed
     result = json.loads(command("--resume", tmp_path / "a", "--json").stdout)
