@@ -688,22 +688,16 @@ def warn(text):
     print(f"ddpg.py: {text}", file=sys.stderr)
 
 
-def type_of(f):
-    """The type of a field of Config, and whether there may be several of it in a tuple."""
-    item, *more = get_args(f.type) or [f.type]
-    return item, bool(more)
-
-
 def checked(f, value):
     """The value of a field of Config. Raises UsageError for an impossible one."""
-    (item, several), low, high = type_of(f), f.metadata["low"], f.metadata["high"]
+    item, *several = get_args(f.type) or [f.type]  # several of them in a tuple
+    low, high = f.metadata["low"], f.metadata["high"]
     values = list(value) if several and isinstance(value, (list, tuple)) else [value]
     values = [v.item() if isinstance(v, np.generic) else v for v in values]
     if values == [None] and f.default is None:
         return None
     for v in values:
-        kind = (int, float) if item is float else item
-        fits = isinstance(v, kind) and not (isinstance(v, bool) and item in (int, float))
+        fits = type(v) is item or (type(v) is int and item is float)
         if not fits or (low is not None and not low <= v <= high):  # nor is nan
             span = "" if low is None else f" between {low:,} and {high:,}"
             raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
@@ -1324,11 +1318,11 @@ def parse(argv):
     def JSON(text):  # argparse calls it by this name
         return json.loads(text)
 
-    presets = ["presets, which any flag overrides:"]
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(None, None, __doc__, formatter_class=kind, allow_abbrev=False)
+    parser.epilog = "presets, which any flag overrides:"
     for env, preset in PRESETS.items():
-        presets.append(f"  {env}: " + ", ".join(f"{k} {v}" for k, v in preset.items()))
-    layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter, epilog="\n".join(presets))
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, **layout)
+        parser.epilog += f"\n  {env}: " + ", ".join(f"{k} {v}" for k, v in preset.items())
     parser.error, add = refuse, parser.add_argument
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
@@ -1343,7 +1337,7 @@ def parse(argv):
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
-        item, several = type_of(f)
+        item, *several = get_args(f.type) or [f.type]
         kind = dict(type=item, metavar=item.__name__, nargs="+" if several else None)
         if item is bool:
             kind = dict(action=argparse.BooleanOptionalAction)
@@ -1354,8 +1348,7 @@ def parse(argv):
     options = parser.parse_args(argv)
     if "" in (options.eval, options.resume, options.out):
         refuse("--eval, --resume and --out need a name")
-    names = [f.name for f in fields(Config) if hasattr(options, f.name)]
-    explicit = {name: getattr(options, name) for name in names}
+    explicit = {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
         refuse(f"--eval keeps the policy's own configuration, without {', '.join(sorted(fixed))}")
@@ -1433,17 +1426,15 @@ def train_command(options, explicit):
     say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
     named += f" --env {c.env}" * (":" in c.env)
-    say(
-        f"Next:\n  python ddpg.py --eval {named}"
-        + f"\n  python viewer.py {named}" * viewer.exists()
-    )
+    text = f"Next:\n  python ddpg.py --eval {named}"
+    say(text + f"\n  python viewer.py {named}" * viewer.exists())
     return 0
 
 
 def watch(steps):
     """Pass on the steps of a training, with a line per evaluation, and a live one on terminals."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
-    due, score = 0.0, "-"
+    due = 0.0
     for run in steps:
         now, row = time.perf_counter(), run.evaluation
         if not row and (not live or now < due):
@@ -1451,16 +1442,15 @@ def watch(steps):
             continue
         last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
         speed = run.step / (now - run.started)
+        text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
         if row:
-            score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
-            text = f"{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  {score}"
-            text += f" over {row['eval_episodes']} episodes" + ", the best yet" * run.is_best
-            print(live + text, flush=True)
+            score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes".format(**row)
+            print(text + score + ", the best yet" * run.is_best, flush=True)
         if live:
             due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)
-            text = f"{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  < {left:,.0f} s left"
+            text += f"< {left:,.0f} s left"
             width = shutil.get_terminal_size().columns - 1  # it must not wrap
-            print(live + text[:width], end="", flush=True)
+            print(text[: len(live) + width], end="", flush=True)
         yield run
     print(live, end="")
 
@@ -1479,11 +1469,14 @@ def main(argv=None):
         tune(policy.config, options.threads or 1)
         print_test(policy, env_maker_of(policy, **explicit), options)
         return 0
-    except (UsageError, EnvError) as error:
-        if isinstance(error, EnvError) and error.__cause__:
+    except UsageError as error:
+        warn(error)
+        return 2
+    except EnvError as error:
+        if error.__cause__:
             traceback.print_exception(error.__cause__)
         warn(error)
-        return 2 if isinstance(error, UsageError) else 1
+        return 1
     except BrokenPipeError:  # nobody reads any more what it prints
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
