@@ -757,11 +757,10 @@ def write(path, save, previous=None):
 
 def write_npz(path, arrays, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
+    if not hasattr(path, "write"):
+        return write(Path(path), lambda file: write_npz(file, arrays, **meta))
     text = json.dumps(meta, default=lambda number: number.item())
-    if hasattr(path, "write"):
-        np.savez(path, meta=np.array(text), **arrays)
-    else:
-        write(Path(path), lambda file: np.savez(file, meta=np.array(text), **arrays))
+    np.savez(path, meta=np.array(text), **arrays)
 
 
 def read_npz(path):
@@ -782,22 +781,33 @@ def read_npz(path):
 
 def pack(tree, arrays):
     """Dicts and lists as JSON can hold them, with their tensors in `arrays`."""
-    if torch.is_tensor(tree):
+
+    def put(tensor):
         name = f"tensor{len(arrays)}"
-        arrays[name] = tree.cpu().numpy()
+        arrays[name] = tensor.cpu().numpy()
         return {"__tensor__": name}
-    if isinstance(tree, dict):
-        return {key: pack(value, arrays) for key, value in tree.items()}
-    return [pack(value, arrays) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+    return json.loads(json.dumps(tree, default=put))
 
 
 def unpack(tree, arrays):
     """What `pack` was given; torch's optimizers number their parameters."""
-    if isinstance(tree, dict) and "__tensor__" in tree:
-        return torch.from_numpy(arrays[tree["__tensor__"]])
-    if isinstance(tree, dict):
-        return {int(k) if k.isdigit() else k: unpack(value, arrays) for k, value in tree.items()}
-    return [unpack(value, arrays) for value in tree] if isinstance(tree, list) else tree
+
+    def get(found):
+        if "__tensor__" in found:
+            return torch.from_numpy(arrays[found["__tensor__"]])
+        return {int(key) if key.isdigit() else key: value for key, value in found.items()}
+
+    return json.loads(json.dumps(tree), object_hook=get)
+
+
+def existing(folder, *names):
+    """Those of these files that are in a run's folder. Raises UsageError if there is none."""
+    paths = [folder / name for name in names if (folder / name).exists()]
+    if not paths:
+        text = f"{folder} has no {names[0]}: it is not the folder of a run, or that run was "
+        raise UsageError(text + "killed before it was first saved: delete it, and start again")
+    return paths
 
 
 def load(path, device="cpu"):
@@ -807,10 +817,7 @@ def load(path, device="cpu"):
     """
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("best.npz", "last.npz") if (path / name).exists()]
-        if not found:
-            raise UsageError(f"{path} is not the folder of a run: it has no best.npz or last.npz")
-        path = found[0]
+        path = existing(path, "best.npz", "last.npz")[0]
     arrays, meta = read_npz(path)
     try:
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
@@ -922,7 +929,7 @@ class Episode:
         self.env, self.seed, self.space = env, int(seed), env.action_space
         self.size = int(np.prod(env.observation_space.shape))
         self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
-        obs, _ = self.call(env.reset, seed=self.seed, returns=2)
+        obs, _ = self.call(2, env.reset, seed=self.seed)
         self.obs = self.checked("observation", obs, np.float32, self.size)
 
     def step(self, action):
@@ -930,7 +937,7 @@ class Episode:
         action = self.checked("action", action, self.space.dtype, action.size)
         action = action.reshape(self.space.shape).clip(self.space.low, self.space.high)
         self.length += 1
-        obs, rew, terminated, truncated, _ = self.call(self.env.step, action, returns=5)
+        obs, rew, terminated, truncated, _ = self.call(5, self.env.step, action)
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
@@ -939,11 +946,11 @@ class Episode:
             raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, bool(truncated)
 
-    def call(self, method, *args, returns=None, **kwargs):
+    def call(self, wanted, method, *args, **kwargs):
         try:
             result = method(*args, **kwargs)
-            if returns and len(result) != returns:
-                raise TypeError(f"{method.__name__} returned {len(result)} things, not {returns}")
+            if len(result) != wanted:
+                raise TypeError(f"{method.__name__} returned {len(result)} things, not {wanted}")
             return result
         except Exception as error:  # whose traceback is shown, as it is of the user's own code
             raise self.error(f"{type(error).__name__}: {error}") from error
@@ -955,8 +962,7 @@ class Episode:
                 return array
         except (TypeError, ValueError, OverflowError):
             pass
-        numbers = "1 finite number" if size == 1 else f"{size} finite numbers"
-        raise self.error(f"{name} {one_line(value)} is not {numbers}")
+        raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
 
     def error(self, what):
         where = f"at step {self.length} of the episode with seed {self.seed}"
@@ -1094,23 +1100,21 @@ class Training:
 
     def evaluate(self):
         """Evaluate the policy -> a row of progress.csv. More episodes confirm what looks solved."""
-        c, agent, best = self.config, self.agent, self.best
+        c, agent = self.config, self.agent
         goal = np.inf if c.solved_at is None else c.solved_at
-        n_seeds = max(CONFIRM_EPISODES, c.eval_episodes)
-        for n in c.eval_episodes, n_seeds:
+        for n in sorted({c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes)}):
             seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + n)
             returns, lengths = evaluate(agent, self.make_eval_env, seeds)
-            if returns.mean() < goal or n == n_seeds:
+            if returns.mean() < goal:
                 break
         if returns.mean() >= goal and self.solved is None:
             self.solved = self.step
-        self.best = max(best, returns.mean())
-        self.is_best = bool(self.best > best)
+        self.is_best = bool(returns.mean() > self.best)
+        self.best = max(self.best, returns.mean())
         seconds = time.perf_counter() - self.started
         losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
-        row |= dict(steps_per_s=self.step / seconds)
-        row |= dict(train_return=np.mean(self.returns) if self.returns else np.nan)
+        row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
         row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
         row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / c.reward_scale)
         self.add_row("progress.csv", row)
@@ -1225,7 +1229,7 @@ def record(run, folder):
         """Write what waits and, if asked to, the state: its predecessor stays until it is whole."""
         waiting.update({name: "".join(rows).encode() for name, rows in run.tables.items() if rows})
         for name, data in list(waiting.items()):
-            write(folder / name, lambda file, data=data: file.write(data))
+            write(folder / name, lambda file: file.write(data))
             del waiting[name]
         if state and sound():
             arrays, meta = run.state()
@@ -1274,12 +1278,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     UsageError if it cannot go on.
     """
     folder = Path(folder)
-    states = [p for p in (folder / "state.npz", folder / "state.previous.npz") if p.exists()]
-    if not states:
-        raise UsageError(
-            f"{folder} has no state.npz: it is not the folder of a run, or that run "
-            "was killed before it was first saved. Delete it, and start again"
-        )
+    states = existing(folder, "state.npz", "state.previous.npz")
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
     try:
@@ -1287,12 +1286,11 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     except UsageError:  # the disk has spoilt it
         arrays, meta = read_npz(states[-1])
     try:
-        old = Config(**meta["config"])
+        old, free = Config(**meta["config"]), ("total_steps", "stop_when_solved", "save_replay")
         config = replace(old, **changes)
-        free = ("total_steps", "stop_when_solved", "save_replay")
-        names = [f.name for f in fields(Config) if f.name not in free]
-        pairs = [(name, getattr(old, name), getattr(config, name)) for name in names]
-        if fixed := [f"{name} {a} -> {b}" for name, a, b in pairs if a != b]:
+        pairs = zip(vars(old).items(), vars(config).values())
+        fixed = [f"{k} {a} -> {b}" for (k, a), b in pairs if a != b and k not in free]
+        if fixed:
             raise UsageError(f"a run keeps its own configuration, without {', '.join(fixed)}")
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)
