@@ -607,8 +607,8 @@ class Original:
 
     def critic_loss(self, s, a, y):
         """sum_i mean (Q_i(s, a) - y)^2"""
-        values = self.critic(s, a)
-        return (values - y).square().mean(dim=(1, 2)).sum()
+        q = self.critic(s, a)
+        return (q - y).square().mean(dim=(1, 2)).sum()
 
     def actor_loss(self, s, a):
         """-mean Q_1(s, mu(s))"""
@@ -625,39 +625,39 @@ def gradients_that_agree(agent):
     for name, gradient in ("critic", critic_gradient), ("actor", actor_gradient):
         loss = getattr(getattr(agent, f"{name}_loss"), "__func__", None)
         with suppress(Exception), torch.random.fork_rng(devices=[]):  # autograd will say the same
-            code, original = loss.__code__, getattr(Original, f"{name}_loss").__code__
-            same = (code.co_code, code.co_names) == (original.co_code, original.co_names)
-            whole = not agent.flat[name].rest  # no layer is frozen
-            if same and whole and code.co_consts[1:] == original.co_consts[1:]:
-                sizes = (0.1, 1, 0.01), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6)
-                if all(same_gradient(agent, name, loss, gradient, *size) for size in sizes):
-                    agree[loss] = gradient
+            codes = loss.__code__, getattr(Original, f"{name}_loss").__code__
+            ours, original = ((c.co_code, c.co_names, c.co_consts[1:]) for c in codes)
+            frozen = agent.flat[name].rest
+            if ours == original and not frozen and same_gradient(agent, name, loss, gradient):
+                agree[loss] = gradient
         if loss not in agree:
             warn(f"{name}_loss by autograd, as changed here")
     return agree
 
 
-def same_gradient(agent, name, loss, gradient, of_params, of_obs, of_errors):
-    """Whether a gradient by hand is autograd's, on a batch with numbers of these sizes."""
+def same_gradient(agent, name, loss, gradient):
+    """Whether a gradient by hand is autograd's, with numbers of all sizes."""
     trial = copy.copy(agent)
     trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
     trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    for flat in trial.flat.values():
-        flat.data.copy_(of_params * draw(len(flat.data)))
-    obs, act, error = draw(32, agent.obs_dim), draw(32, len(agent.low)), draw(32, 1)
-    batch = [x.to(agent.device) for x in (of_obs * obs, act.clamp(-1, 1))]
-    if name == "critic":
-        with torch.no_grad():
-            batch += [trial.critic(*batch).amin(dim=0) + of_errors * error.to(agent.device)]
-    flat, grads = trial.flat[name], []
-    for side in lambda *batch: loss(*batch).backward(), gradient:
-        flat.gather()
-        flat.grad.zero_()  # what the other side left
-        side(trial, *batch)
-        flat.gather()
-        grads.append(flat.grad.clone())
-    return (grads[0] - grads[1]).norm() <= 1e-4 * grads[0].norm()
+    flat = trial.flat[name]
+    for of_params, of_obs, of_target in (0.1, 1, 1), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6):
+        for each in trial.flat.values():
+            each.data.copy_(of_params * draw(len(each.data)))
+        obs, act, target_q = draw(32, agent.obs_dim), draw(32, len(agent.low)), draw(32, 1)
+        batch = [of_obs * obs, act.clamp(-1, 1), of_target * target_q]
+        batch = [x.to(agent.device) for x in batch[: 3 if name == "critic" else 2]]
+        grads = []
+        for side in lambda *batch: loss(*batch).backward(), gradient:
+            flat.gather()
+            flat.grad.zero_()  # what the other side left
+            side(trial, *batch)
+            flat.gather()
+            grads.append(flat.grad.clone())
+        if not (grads[0] - grads[1]).norm() <= 1e-4 * grads[0].norm():  # nor nan
+            return False
+    return True
 
 
 def tune(config, threads=None):
@@ -857,8 +857,8 @@ def env_makers(config, env=None):
     env: as in Training. Raises UsageError for what does not exist or DDPG cannot control.
     """
     limit, hint = config.max_episode_steps or None, ""
-    by_name = functools.partial(gym.make, config.env, limit, disable_env_checker=True)
-    makers = [functools.partial(by_name, **config.env_kwargs) if env is None else env] * 2
+    kwargs = {"disable_env_checker": True} | config.env_kwargs
+    makers = [lambda: gym.make(config.env, limit, **kwargs) if env is None else env()] * 2
     try:
         if isinstance(env, gym.Env):
             hint = "\nevaluation needs a copy of it: pass a function that makes it instead"
@@ -883,9 +883,9 @@ def problems(probe, config, env):
     for name, space in ("observations", probe.observation_space), ("actions", actions):
         said = f"its {name} are {one_line(space)}"
         if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
-            yield f"{said}, but for continuous control both must be a Box"
+            yield f"{said}: both must be a Box"
         if len(space.shape) > 1 and space.dtype == np.uint8:
-            yield f"{said}, images, which these networks cannot read: wrap it to features"
+            yield f"{said}, images: wrap it to features"
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{said}, whole numbers: not continuous control"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
@@ -913,7 +913,7 @@ def env_maker_of(policy, **changes):
         text = f"{path} is for {one_line(name)}, which gymnasium does not bring"
         raise UsageError(f"{text}:\nname the environment yourself with --env")
     _, make_env, probe = env_makers(replace(policy.config, **{"env": name} | changes))
-    sizes = [int(np.prod(s.shape)) for s in (probe.observation_space, probe.action_space)]
+    sizes = [math.prod(space.shape) for space in (probe.observation_space, probe.action_space)]
     wanted = [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
         raise UsageError(f"{path} is for {wanted} observations and actions, not {sizes}")
@@ -927,7 +927,7 @@ class Episode:
 
     def __init__(self, env, seed):
         self.env, self.seed, self.space = env, int(seed), env.action_space
-        self.size = int(np.prod(env.observation_space.shape))
+        self.size = math.prod(env.observation_space.shape)
         self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
         obs, _ = self.call(2, env.reset, seed=self.seed)
         self.obs = self.checked("observation", obs, np.float32, self.size)
@@ -1020,7 +1020,7 @@ class Training:
             config = replace(config, env=name)
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, probe = env_makers(config, env)
-        obs_dim, space = int(np.prod(probe.observation_space.shape)), probe.action_space
+        obs_dim, space = math.prod(probe.observation_space.shape), probe.action_space
         self.agent = agent(obs_dim, space.low, space.high, config, device)
         sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
@@ -1217,7 +1217,7 @@ def record(run, folder):
     handle = lock(folder)
 
     def sound():
-        return all(bool(agent.flat[name].data.isfinite().all()) for name in ("actor", "critic"))
+        return all(agent.flat[name].data.isfinite().all() for name in ("actor", "critic"))
 
     def add_policy(*names):
         if names and sound():
@@ -1389,19 +1389,21 @@ def train_command(options, explicit):
             print(text, flush=True)
 
     def on_signal(number, frame):
+        if steps.gi_frame is None:  # the training has ended
+            sys.exit(128 + number)
         if signals:
             os._exit(128 + number)  # what is on disk stays as it is
         signals.append(number)
         with suppress(OSError):  # not by print, which may be under way
             os.write(2, b"\nFinishing the episode, to save after it. Once more leaves at once.\n")
 
+    steps = record(run, folder)
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, on_signal)
     say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
     say("      step  episodes  steps/s  last returns  evaluation")
     if c.total_steps <= c.learning_starts:
         say(f"nothing is learnt in the first {c.learning_starts:,} steps: --learning-starts")
-    steps = record(run, folder)
     try:
         for _ in steps if quiet else watch(steps):
             if options.watch:
@@ -1414,8 +1416,6 @@ def train_command(options, explicit):
         raise EnvError(f"{text}a former one: try lower --actor-lr") from error.__cause__
     finally:
         steps.close()  # which saves
-        for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     if signals:
         say(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {named}")
         return 128 + signals[0]
