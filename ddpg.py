@@ -522,14 +522,14 @@ LARGE_PRODUCT = 2**22  # multiplications, from which on other kernels and a seco
 
 @functools.cache
 def onednn():
-    """torch's operator for oneDNN's products, which is not a documented one, or None."""
+    """torch's undocumented operator for oneDNN's products, or None."""
     with suppress(AttributeError, RuntimeError):
         product, ones = torch.ops.mkldnn._linear_pointwise, torch.ones(16, 16)
         return product if product(ones, ones, None, "none", [], "").sum() == 16**3 else None
 
 
 def bmm(a, b, bias=None, out=None):
-    """Matrix products side by side: a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
+    """a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
     n, i, k = a.shape
     if n > 1 and k == 1 and bias is None:  # outer products, which torch.bmm is slow at
         return torch.mul(a, b, out=out)
@@ -542,8 +542,7 @@ def bmm(a, b, bias=None, out=None):
         if min(i, k, j) >= 16 and onednn():  # half of MKL's time on an AMD processor
             terms = zip(a, b.mT, [None] * n if bias is None else bias[:, 0])
             products = [onednn()(x, y, z, "none", [], "") for x, y, z in terms]
-            alone = n == 1 and out is None
-            return products[0][None] if alone else torch.stack(products, out=out)
+            return products[0][None] if n == 1 and out is None else torch.stack(products, out=out)
     return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
 
 
@@ -603,7 +602,7 @@ def actor_gradient(agent, obs, act):
 
 
 class Original:
-    """The losses whose gradients these are; other code in Agent, but for names, is another loss."""
+    """The losses whose gradients these are: other code in Agent is another loss."""
 
     def critic_loss(self, s, a, y):
         """sum_i mean (Q_i(s, a) - y)^2"""
@@ -616,11 +615,7 @@ class Original:
 
 
 def gradients_that_agree(agent):
-    """{loss: gradient by hand} of those that are autograd's; where one is not, a line says so.
-
-    The losses must be the original ones, and the networks do the same: tried on copies with small
-    and large parameters, and on batches with tiny and huge errors, saturated actions, dead units.
-    """
+    """{loss: gradient by hand} where it is autograd's: losses original, networks doing the same."""
     agree = {}
     for name, gradient in ("critic", critic_gradient), ("actor", actor_gradient):
         loss = getattr(getattr(agent, f"{name}_loss"), "__func__", None)
@@ -636,7 +631,7 @@ def gradients_that_agree(agent):
 
 
 def same_gradient(agent, name, loss, gradient):
-    """Whether a gradient by hand is autograd's, with numbers of all sizes."""
+    """Whether they agree on tiny and huge errors, saturated actions and dead units."""
     trial = copy.copy(agent)
     trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
     trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
@@ -661,15 +656,12 @@ def same_gradient(agent, name, loss, gradient):
 
 
 def tune(config, threads=None):
-    """Settings of the whole process: threads, denormals, torch's global seed, memory.
-
-    Called by `train`, `resume` and the command line, before torch has started any thread.
-    """
+    """Settings of the whole process, to be made first: threads, denormals, seed, memory."""
     large = config.batch_size * max(config.hidden, default=0) ** 2 >= LARGE_PRODUCT
     torch.set_num_threads(threads or (min(2, os.cpu_count() or 1) if large else 1))
-    torch.set_flush_denormal(True)  # numbers too small to matter make layers many times slower
-    torch.manual_seed(config.seed)  # for what networks of your own draw as they learn
-    # glibc gives back what large layers free, page by page, and asks for it at the next update
+    torch.set_flush_denormal(True)  # denormals make layers many times slower
+    torch.manual_seed(config.seed)  # for dropout
+    # Or glibc returns what large layers free, and asks for it at the next update
     with suppress(AttributeError, OSError, TypeError):  # another libc has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
@@ -680,7 +672,7 @@ def tune(config, threads=None):
 
 
 def one_line(value):
-    """How errors show a value: an array may take many lines."""
+    """A value as errors show it."""
     return " ".join(str(value).split())[:200]
 
 
@@ -689,7 +681,7 @@ def warn(text):
 
 
 def checked(f, value):
-    """The value of a field of Config. Raises UsageError for an impossible one."""
+    """The value of a field of Config, or UsageError."""
     item, *several = get_args(f.type) or [f.type]  # several of them in a tuple
     low, high = f.metadata["low"], f.metadata["high"]
     values = list(value) if several and isinstance(value, (list, tuple)) else [value]
@@ -705,7 +697,7 @@ def checked(f, value):
 
 
 class FromSeed(TorchFunctionMode):
-    """Lets torch draw, within it and in this thread, from a generator of its own."""
+    """Lets torch draw, in this thread only, from a generator of its own."""
 
     DRAWS = (
         "uniform_ normal_ kaiming_uniform_ bernoulli_ normal rand randn randint randperm".split()
@@ -726,8 +718,8 @@ def check_networks(agent):
     obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
     shape, q_shape = tuple(agent.actor(obs).shape), tuple(agent.critic(obs, act).shape)
     if shape != act.shape or q_shape != (agent.config.n_critics, 8, 1):
-        text = f"of a batch of 8, the actor makes {shape}, the critic {q_shape}: must be "
-        raise ValueError(text + f"{tuple(act.shape)}, {(agent.config.n_critics, 8, 1)}")
+        right = tuple(act.shape), (agent.config.n_critics, 8, 1)
+        raise ValueError(f"of a batch of 8, networks make {shape}, {q_shape}, not {right}")
     if agent.actor(obs).abs().max() > 1:
         raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
 
@@ -741,7 +733,7 @@ MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}
 
 
 def write(path, save, previous=None):
-    """Replace a file by what save(file) writes, whole or not at all; keep the old as `previous`."""
+    """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -764,7 +756,7 @@ def write_npz(path, arrays, **meta):
 
 
 def read_npz(path):
-    """What write_npz wrote -> (arrays, meta). It is data, never code: nothing is unpickled."""
+    """What write_npz wrote -> (arrays, meta): data, never code. Raises UsageError."""
     try:
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
@@ -802,7 +794,7 @@ def unpack(tree, arrays):
 
 
 def existing(folder, *names):
-    """Those of these files that are in a run's folder. Raises UsageError if there is none."""
+    """Those of these files that a run's folder has, or UsageError."""
     paths = [folder / name for name in names if (folder / name).exists()]
     if not paths:
         text = f"{folder} has no {names[0]}: it is not the folder of a run, or that run was "
@@ -811,10 +803,7 @@ def existing(folder, *names):
 
 
 def load(path, device="cpu"):
-    """A policy file, or the best policy of a run's folder -> an Agent; `meta` tells its origin.
-
-    Raises UsageError if there is none, or if the file is not a sound policy.
-    """
+    """A policy file, or the best one of a run's folder -> an Agent with `meta`, or UsageError."""
     path = Path(path)
     if path.is_dir():
         path = existing(path, "best.npz", "last.npz")[0]
@@ -825,7 +814,7 @@ def load(path, device="cpu"):
         if meta["format"] != FORMAT or not sound or not meta["env"].isprintable():
             raise ValueError("of another format")
         sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
-        with torch.device("meta"):  # before any memory is taken; to divide there imports sympy
+        with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
             states = [network(*sizes, bare).state_dict() for network in (Actor, Critic)]
         nbytes = sum(tensor.nbytes for state in states for tensor in state.values())
         if nbytes != sum(array.nbytes for array in arrays.values()):
@@ -848,13 +837,13 @@ def load(path, device="cpu"):
 
 
 class EnvError(Exception):
-    """An environment, or the agent in it, failed or gave what nothing can be learnt from."""
+    """An environment, or the agent in it, failed or gave what is not finite."""
 
 
 def env_makers(config, env=None):
-    """Functions that make an environment for training and for evaluation, and one made.
+    """env, as in Training -> functions that make it to train and to evaluate, and one made.
 
-    env: as in Training. Raises UsageError for what does not exist or DDPG cannot control.
+    Raises UsageError for what does not exist or DDPG cannot control.
     """
     limit, hint = config.max_episode_steps or None, ""
     kwargs = {"disable_env_checker": True} | config.env_kwargs
@@ -867,10 +856,10 @@ def env_makers(config, env=None):
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
-    except (Exception, SystemExit) as error:  # whatever importing and making it may raise
+    except (Exception, SystemExit) as error:  # of its module or its __init__
         what = f"{type(error).__name__}: {one_line(error)}{hint}"
         raise UsageError(f"cannot make {config.env}: {what}") from error
-    for problem in problems(probe, config, env):  # the first, as later ones rely on its absence
+    for problem in problems(probe, config, env):  # the first
         raise UsageError(f"{config.env}: {problem}")
     if not isinstance(env, gym.Env):
         probe.close()
@@ -878,7 +867,7 @@ def env_makers(config, env=None):
 
 
 def problems(probe, config, env):
-    """What makes an environment impossible, as texts."""
+    """What makes an environment impossible: each relies on the absence of those before."""
     actions = probe.action_space
     for name, space in ("observations", probe.observation_space), ("actions", actions):
         said = f"its {name} are {one_line(space)}"
@@ -904,8 +893,8 @@ def problems(probe, config, env):
 def env_maker_of(policy, **changes):
     """A function that makes the environment of a loaded policy, or the one that `changes` name.
 
-    Raises UsageError if it does not fit, or is only named by the file and not gymnasium's own:
-    files must not run code.
+    Raises UsageError if it does not fit, or if a file names one that is not gymnasium's own: files
+    must not run code.
     """
     path, name = policy.meta["path"], policy.meta["env"]
     spec = gym.registry.get(name)
@@ -923,7 +912,7 @@ def env_maker_of(policy, **changes):
 class Episode:
     """One episode, from `seed`: flattens and checks what goes in and out. Raises EnvError."""
 
-    LONGEST = 100_000  # steps, for environments that declare no limit of their own
+    LONGEST = 100_000  # steps, where there is no limit
 
     def __init__(self, env, seed):
         self.env, self.seed, self.space = env, int(seed), env.action_space
@@ -952,12 +941,12 @@ class Episode:
             if len(result) != wanted:
                 raise TypeError(f"{method.__name__} returned {len(result)} things, not {wanted}")
             return result
-        except Exception as error:  # whose traceback is shown, as it is of the user's own code
+        except Exception as error:  # whose traceback is shown
             raise self.error(f"{type(error).__name__}: {error}") from error
 
     def checked(self, name, value, dtype, size):
         try:
-            array = np.array(value, dtype).reshape(size)  # a copy, as some return the same array
+            array = np.array(value, dtype).reshape(size)  # a copy
             if all(map(math.isfinite, array.tolist())):  # for few numbers faster than NumPy
                 return array
         except (TypeError, ValueError, OverflowError):
@@ -970,12 +959,12 @@ class Episode:
 
 
 def evaluate(agent, make_env, seeds):
-    """One deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
+    """One deterministic episode per seed, each in an environment made anew, or EnvError.
 
-    make_env makes a new environment each time. Raises EnvError for one that misbehaves.
+    -> returns (N,), lengths (N,), in the order of `seeds`.
     """
     returns, lengths = [], []
-    for i in range(0, len(seeds), 100):  # side by side, as many as memory surely has room for
+    for i in range(0, len(seeds), 100):  # side by side
         episodes = [Episode(make_env(), seed) for seed in seeds[i : i + 100]]
         while running := [e for e in episodes if not e.over]:
             actions = agent.act(np.stack([e.obs for e in running]))
@@ -989,15 +978,15 @@ def evaluate(agent, make_env, seeds):
 
 
 def summary(returns, lengths):
-    """Statistics of episodes: their number, the mean, sd and range of returns, the mean length."""
+    """Statistics of episodes: number, mean, sd and range of returns, mean length."""
     stats = {name: getattr(returns, name)() for name in ("mean", "std", "min", "max")}
     return dict(episodes=len(returns), **stats, length=lengths.mean())
 
 
 # ---- training ----
 
-# No policy is tested on episodes that it was trained on or chosen by. Seeds of final tests start
-# at 0, those of the evaluations that choose the best policy, and those of training, here
+# Seeds of final tests start at 0, those of evaluations, which choose the best policy, and of
+# training here: no policy is tested on what it has seen
 SELECTION_SEEDS, TRAINING_SEEDS = 1_000_000, 2**31
 CONFIRM_EPISODES = TEST_EPISODES = 100
 
@@ -1007,13 +996,13 @@ class Training:
 
     env: None for config.env, an id, a function that makes one, or a gymnasium.Env, of which
     evaluation uses copies. agent: Agent, or a class of your own. Raises UsageError for what DDPG
-    cannot control, EnvError for what misbehaves. Call `tune` first, as the command line does.
+    cannot control, EnvError for what misbehaves. Call `tune` first.
     """
 
     def __init__(self, config, env=None, device="cpu", agent=Agent):
         if isinstance(env, str):
             config, env = replace(config, env=env), None
-        if env is not None:  # what its files will say: an id only without arguments and wrappers
+        if env is not None:  # an id only without arguments and wrappers
             spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
             plain = spec and spec == gym.registry.get(spec.id)
             name = spec.id if plain else getattr(env, "__name__", type(bare).__name__)
@@ -1033,8 +1022,7 @@ class Training:
         self.step, self.episodes, self.episode = 0, 0, None  # None: between two episodes
         self.filled_from = 0  # the step since which there is a replay
         self.returns, self.lengths = [], []  # of the latest 10 episodes
-        # The highest evaluation mean, and the step at which solved_at was confirmed
-        self.best, self.solved = -np.inf, None
+        self.best, self.solved = -np.inf, None  # evaluation's mean; the step of its confirmation
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
 
@@ -1077,13 +1065,13 @@ class Training:
             self.end_episode()
 
     def start_episode(self):
-        """In an environment made afresh, as reset does not undo everything, from its own seed."""
+        """From its own seed, in a new environment, as reset does not undo everything."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.noise.reset()
         self.episode = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2)  # below 2^32
 
     def end_episode(self):
-        """Note how it went. Between two episodes, the run can be saved and gone on with."""
+        """Note how it went. Now the run can be saved and resumed."""
         e = self.episode
         row = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret}
         self.add_row("episodes.csv", row | {"length": e.length, "terminated": e.terminated})
@@ -1099,7 +1087,7 @@ class Training:
         self.tables[table] += [",".join(line) + "\n" for line in lines]
 
     def evaluate(self):
-        """Evaluate the policy -> a row of progress.csv. More episodes confirm what looks solved."""
+        """-> a row of progress.csv. More episodes confirm what looks solved."""
         c, agent = self.config, self.agent
         goal = np.inf if c.solved_at is None else c.solved_at
         for n in sorted({c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes)}):
@@ -1125,8 +1113,7 @@ class Training:
     def state(self):
         """All that the rest of the run depends on, between two episodes -> arrays, meta.
 
-        What you add to a training goes in here and into `restore`, or into FIELDS; what you add to
-        an agent, into its `state_dict`.
+        What you add goes in here and into `restore`, or into FIELDS, or an agent's `state_dict`.
         """
         arrays = {"torch_rng": torch.get_rng_state().numpy()}
         meta = {name: getattr(self, name) for name in self.FIELDS}
@@ -1158,8 +1145,7 @@ class Training:
 def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
     """Train to the end -> the agent of the last step. env, agent: as in Training.
 
-    out: a new folder for tables, policies and state; load(out) is the best policy. threads: see
-    `tune`. For the tuned values of an environment, pass Config.preset(id).
+    out: a new folder for tables, policies and state; load(out) is the best policy.
     """
     tune(config, threads)
     run = Training(config, env, device, agent)
@@ -1171,18 +1157,18 @@ def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
 
 # ---- a run's folder ----
 
-# The state is saved as long after the last time as the run has taken, at most so many seconds
-# after it, and for at most this share of the time
+# The state is saved when the run is twice as old, after at most so many seconds, and for at most
+# this share of the time
 SAVE_EVERY, SAVE_SHARE = 60.0, 0.02
 
 
 def new_folder(folder):
-    """Make the folder of a new run. Raises UsageError rather than mix it with what is there."""
+    """Make the folder of a new run, or UsageError."""
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            text = f"{folder} is not empty: if it is a run, --resume {shlex.quote(str(folder))}"
-            raise UsageError(f"{text} goes on,\nor choose another --seed or --out")
+            text = f"{folder} is not empty: go on by --resume {shlex.quote(str(folder))}, or"
+            raise UsageError(f"{text} choose another --seed or --out")
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error}") from None
@@ -1200,7 +1186,7 @@ def lock(folder):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UsageError(f"{folder} is in use: another training is writing to it") from None
+        raise UsageError(f"{folder} is in use by another training") from None
     return handle
 
 
@@ -1208,8 +1194,8 @@ def record(run, folder):
     """Iterate over a Training and keep its folder: a new one, or that of the run resumed.
 
     The state is saved between two episodes; what a kill loses after that, resuming computes again.
-    A full disk delays files, with a warning; an agent that has diverged is not saved. Raises
-    OSError if the last save fails.
+    A full disk delays files; an agent that has diverged is not saved. Raises OSError if the last
+    save fails.
     """
     folder, agent, c = Path(folder), run.agent, run.config
     waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}  # to be written
@@ -1226,7 +1212,7 @@ def record(run, folder):
             waiting.update(dict.fromkeys(names, file.getvalue()))
 
     def save(state):
-        """Write what waits and, if asked to, the state: its predecessor stays until it is whole."""
+        """Write what waits and, if asked to, the state."""
         waiting.update({name: "".join(rows).encode() for name, rows in run.tables.items() if rows})
         for name, data in list(waiting.items()):
             write(folder / name, lambda file: file.write(data))
@@ -1238,7 +1224,7 @@ def record(run, folder):
 
     def finish():
         add_policy("last.npz")
-        save(state=run.episode is None)
+        save(run.episode is None)
 
     for path in folder.rglob("*.tmp"):
         path.unlink(missing_ok=True)  # a killed run was writing it
@@ -1254,7 +1240,7 @@ def record(run, folder):
             due = run.episode is None and (now >= save_at or near_end)
             try:
                 if run.evaluation or due:
-                    save(state=due)
+                    save(due)
                 if due:
                     done = time.perf_counter()
                     save_at = done + max(min(SAVE_EVERY, now - began), (done - now) / SAVE_SHARE)
@@ -1264,7 +1250,7 @@ def record(run, folder):
                 warned, save_at = True, now + 1
             yield run
         finish()
-    except (EnvError, GeneratorExit):  # raised between two updates; others may be within one
+    except (EnvError, GeneratorExit):  # others may come within an update
         finish()
         raise
     finally:
@@ -1272,10 +1258,9 @@ def record(run, folder):
 
 
 def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
-    """The Training whose folder this is, as it was last saved, with its `tune`.
+    """The Training whose folder this is, as it was last saved, with its `tune`, or UsageError.
 
-    env, agent: as in Training. changes: to its Config, of which few are possible. Raises
-    UsageError if it cannot go on.
+    env, agent: as in Training. changes: to its Config, of which few are possible.
     """
     folder = Path(folder)
     states = existing(folder, "state.npz", "state.previous.npz")
@@ -1308,7 +1293,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
 
 
 def parse(argv):
-    """The command line -> options, and the fields of Config that it sets. Raises UsageError."""
+    """argv -> options, and the fields of Config that it sets, or UsageError."""
 
     def refuse(message):
         raise UsageError(f"{message}; --help lists all flags")
@@ -1349,14 +1334,14 @@ def parse(argv):
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
-        refuse(f"--eval keeps the policy's own configuration, without {', '.join(sorted(fixed))}")
+        refuse(f"--eval keeps the policy's configuration, without {', '.join(sorted(fixed))}")
     if options.episodes < 1 or options.threads is not None and not 1 <= options.threads <= 256:
         refuse("--episodes must be at least 1, --threads 1 to 256")
     return options, explicit
 
 
 def print_test(policy, make_env, options, **more):
-    """Test a policy on episodes that neither its training nor its choice saw, and print it."""
+    """Test a policy on episodes that neither its training nor its choice saw."""
     result = {key: policy.meta[key] for key in ("path", "env", "step")} | more
     result |= summary(*evaluate(policy, make_env, range(options.episodes)))
     text = "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test "
@@ -1365,7 +1350,7 @@ def print_test(policy, make_env, options, **more):
 
 
 def train_command(options, explicit):
-    """Train or resume until done or stopped by a signal, with a live view; test the best policy."""
+    """Train or resume, until done or stopped by a signal; test the best policy -> exit code."""
     device, viewer = options.device, Path(__file__).with_name("viewer.py")
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
@@ -1392,10 +1377,10 @@ def train_command(options, explicit):
         if steps.gi_frame is None:  # the training has ended
             sys.exit(128 + number)
         if signals:
-            os._exit(128 + number)  # what is on disk stays as it is
+            os._exit(128 + number)
         signals.append(number)
-        with suppress(OSError):  # not by print, which may be under way
-            os.write(2, b"\nFinishing the episode, to save after it. Once more leaves at once.\n")
+        with suppress(OSError):  # print may be under way
+            os.write(2, b"\nFinishing the episode, to save. Once more leaves at once.\n")
 
     steps = record(run, folder)
     for number in signal.SIGINT, signal.SIGTERM:
@@ -1403,7 +1388,7 @@ def train_command(options, explicit):
     say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
     say("      step  episodes  steps/s  last returns  evaluation")
     if c.total_steps <= c.learning_starts:
-        say(f"nothing is learnt in the first {c.learning_starts:,} steps: --learning-starts")
+        say(f"nothing is learnt before step {c.learning_starts:,}: --learning-starts")
     try:
         for _ in steps if quiet else watch(steps):
             if options.watch:
@@ -1412,8 +1397,8 @@ def train_command(options, explicit):
             if signals and run.episode is None:
                 break
     except EnvError as error:
-        text = f"{error}\nthe agent of step {run.step:,} is in {folder}, or if it has diverged, "
-        raise EnvError(f"{text}a former one: try lower --actor-lr") from error.__cause__
+        text = f"{error}\nthe agent of step {run.step:,} is in {folder}, or a former one, if it "
+        raise EnvError(f"{text}diverged: try lower --actor-lr") from error.__cause__
     finally:
         steps.close()  # which saves
     if signals:
@@ -1430,7 +1415,7 @@ def train_command(options, explicit):
 
 
 def watch(steps):
-    """Pass on the steps of a training, with a line per evaluation, and a live one on terminals."""
+    """Pass steps on, with a line per evaluation and, on terminals, a live one."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
     due = 0.0
     for run in steps:
@@ -1455,8 +1440,8 @@ def watch(steps):
 
 def main(argv=None):
     """Run the command line -> its exit code: 0, 1 failed, 2 refused, 130 or 143 for a signal."""
-    gym.logger.min_level = gym.logger.ERROR  # its advice on old versions comes as an error too
-    with suppress(AttributeError, OSError):  # where stdout is closed or no file
+    gym.logger.min_level = gym.logger.ERROR  # its advice on versions comes as an error too
+    with suppress(AttributeError, OSError):  # where it is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
         options, explicit = parse(argv)
