@@ -658,7 +658,7 @@ def same_gradient(agent, name, loss, gradient):
 def tune(config, threads=None):
     """Settings of the whole process, to be made first: threads, denormals, seed, memory."""
     large = config.batch_size * max(config.hidden, default=0) ** 2 >= LARGE_PRODUCT
-    torch.set_num_threads(threads or (min(2, os.cpu_count() or 1) if large else 1))
+    torch.set_num_threads(threads or min(2 if large else 1, os.cpu_count() or 1))
     torch.set_flush_denormal(True)  # denormals make layers many times slower
     torch.manual_seed(config.seed)  # for dropout
     # Or glibc returns what large layers free, and asks for it at the next update
@@ -716,10 +716,10 @@ def check_networks(agent):
     """Raise ValueError for networks of other shapes, or an actor that is not bounded."""
     spread = torch.linspace(-300, 300, 8, device=agent.device)[:, None]
     obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
-    shape, q_shape = tuple(agent.actor(obs).shape), tuple(agent.critic(obs, act).shape)
-    if shape != act.shape or q_shape != (agent.config.n_critics, 8, 1):
-        right = tuple(act.shape), (agent.config.n_critics, 8, 1)
-        raise ValueError(f"of a batch of 8, networks make {shape}, {q_shape}, not {right}")
+    shapes = [tuple(output.shape) for output in (agent.actor(obs), agent.critic(obs, act))]
+    wanted = [tuple(act.shape), (agent.config.n_critics, 8, 1)]
+    if shapes != wanted:
+        raise ValueError(f"of a batch of 8, networks make {shapes}, not {wanted}")
     if agent.actor(obs).abs().max() > 1:
         raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
 
@@ -728,8 +728,7 @@ def check_networks(agent):
 
 FORMAT = 1  # of policy files
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
-# What decides the last bits of a result
-MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}
+MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide the last bits
 
 
 def write(path, save, previous=None):
@@ -751,7 +750,16 @@ def write_npz(path, arrays, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
     if not hasattr(path, "write"):
         return write(Path(path), lambda file: write_npz(file, arrays, **meta))
-    text = json.dumps(meta, default=lambda number: number.item())
+    arrays = dict(arrays)
+
+    def plain(value):
+        if not torch.is_tensor(value):
+            return value.item()
+        name = f"tensor{len(arrays)}"
+        arrays[name] = value.cpu().numpy()
+        return {"__tensor__": name}
+
+    text = json.dumps(meta, default=plain)
     np.savez(path, meta=np.array(text), **arrays)
 
 
@@ -771,19 +779,8 @@ def read_npz(path):
         raise UsageError(f"{path} cannot be read: {what}") from None
 
 
-def pack(tree, arrays):
-    """Dicts and lists as JSON can hold them, with their tensors in `arrays`."""
-
-    def put(tensor):
-        name = f"tensor{len(arrays)}"
-        arrays[name] = tensor.cpu().numpy()
-        return {"__tensor__": name}
-
-    return json.loads(json.dumps(tree, default=put))
-
-
 def unpack(tree, arrays):
-    """What `pack` was given; torch's optimizers number their parameters."""
+    """A part of meta with its tensors; torch's optimizers number their parameters."""
 
     def get(found):
         if "__tensor__" in found:
@@ -797,8 +794,8 @@ def existing(folder, *names):
     """Those of these files that a run's folder has, or UsageError."""
     paths = [folder / name for name in names if (folder / name).exists()]
     if not paths:
-        text = f"{folder} has no {names[0]}: it is not the folder of a run, or that run was "
-        raise UsageError(text + "killed before it was first saved: delete it, and start again")
+        text = f"{folder} has no {names[0]}: it is not the folder of a run, or that was "
+        raise UsageError(text + "killed before it was first saved")
     return paths
 
 
@@ -963,7 +960,7 @@ def evaluate(agent, make_env, seeds):
 
     -> returns (N,), lengths (N,), in the order of `seeds`.
     """
-    returns, lengths = [], []
+    finished = []
     for i in range(0, len(seeds), 100):  # side by side
         episodes = [Episode(make_env(), seed) for seed in seeds[i : i + 100]]
         while running := [e for e in episodes if not e.over]:
@@ -972,8 +969,8 @@ def evaluate(agent, make_env, seeds):
                 episode.step(action)
         for episode in episodes:
             episode.env.close()
-        returns += [e.ret for e in episodes]
-        lengths += [e.length for e in episodes]
+        finished += [(e.ret, e.length) for e in episodes]
+    returns, lengths = zip(*finished)
     return np.array(returns), np.array(lengths)
 
 
@@ -1117,7 +1114,7 @@ class Training:
         """
         arrays = {"torch_rng": torch.get_rng_state().numpy()}
         meta = {name: getattr(self, name) for name in self.FIELDS}
-        meta |= dict(agent=pack(self.agent.state_dict(), arrays), rng=self.rng.bit_generator.state)
+        meta |= dict(agent=self.agent.state_dict(), rng=self.rng.bit_generator.state)
         meta |= dict(seconds=time.perf_counter() - self.started, written=self.buffer.written)
         if self.config.save_replay:
             arrays["rows"] = self.buffer.rows[: len(self.buffer)].cpu().numpy()
@@ -1129,7 +1126,7 @@ class Training:
         return dict(config=asdict(self.config), versions=VERSIONS, device=device, threads=threads)
 
     def restore(self, arrays, meta):
-        """Go on from what `state` returned: exactly, but for a replay that was not saved."""
+        """Go on from a `state` read from its file: exactly, but for a replay that is not in it."""
         vars(self).update({name: meta[name] for name in self.FIELDS})
         self.agent.load_state_dict(unpack(meta["agent"], arrays))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
@@ -1230,10 +1227,9 @@ def record(run, folder):
         path.unlink(missing_ok=True)  # a killed run was writing it
     try:
         for _ in run:
-            snapshot = run.step % math.ceil(c.total_steps / 50) == 0
-            names = [f"policies/{run.step:012d}.npz"] if snapshot else []
-            if run.evaluation:
-                names += ["last.npz", "best.npz"] if run.is_best else ["last.npz"]
+            names = ["last.npz", "best.npz"][: 1 + run.is_best] if run.evaluation else []
+            if run.step % math.ceil(c.total_steps / 50) == 0:
+                names.append(f"policies/{run.step:012d}.npz")
             add_policy(*names)
             now = time.perf_counter()
             near_end = run.step + max(run.lengths, default=0) >= c.total_steps
@@ -1298,11 +1294,8 @@ def parse(argv):
     def refuse(message):
         raise UsageError(f"{message}; --help lists all flags")
 
-    def JSON(text):  # argparse calls it by this name
-        return json.loads(text)
-
     kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(None, None, __doc__, formatter_class=kind, allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
     parser.epilog = "presets, which any flag overrides:"
     for env, preset in PRESETS.items():
         parser.epilog += f"\n  {env}: " + ", ".join(f"{k} {v}" for k, v in preset.items())
@@ -1321,21 +1314,22 @@ def parse(argv):
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
         item, *several = get_args(f.type) or [f.type]
-        kind = dict(type=item, metavar=item.__name__, nargs="+" if several else None)
+        kind = dict(type=json.loads if item is dict else item, metavar=item.__name__)
         if item is bool:
             kind = dict(action=argparse.BooleanOptionalAction)
-        if item is dict:
-            kind = dict(type=JSON, metavar="JSON")
-        text = f.metadata["help"] + ("" if f.default is None else f" (default {f.default})")
+        if several:
+            kind["nargs"] = "+"
+        text = f.metadata["help"] + f" (default {f.default})" * (f.default is not None)
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
     options = parser.parse_args(argv)
+    options.quiet |= options.json
     if "" in (options.eval, options.resume, options.out):
         refuse("--eval, --resume and --out need a name")
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
         refuse(f"--eval keeps the policy's configuration, without {', '.join(sorted(fixed))}")
-    if options.episodes < 1 or options.threads is not None and not 1 <= options.threads <= 256:
+    if options.episodes < 1 or options.threads not in (None, *range(1, 257)):
         refuse("--episodes must be at least 1, --threads 1 to 256")
     return options, explicit
 
@@ -1353,7 +1347,7 @@ def train_command(options, explicit):
     """Train or resume, until done or stopped by a signal; test the best policy -> exit code."""
     device, viewer = options.device, Path(__file__).with_name("viewer.py")
     if options.watch and not viewer.exists():
-        raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
+        raise UsageError(f"--watch needs {viewer}")
     if options.resume:
         folder, device = Path(options.resume), None if device == "auto" else device
         run = resume(folder, device=device, threads=options.threads, **explicit)
@@ -1367,10 +1361,9 @@ def train_command(options, explicit):
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
     c, signals, named = run.config, [], shlex.quote(str(folder))
-    quiet = options.quiet or options.json
 
     def say(text):
-        if not quiet:
+        if not options.quiet:
             print(text, flush=True)
 
     def on_signal(number, frame):
@@ -1388,9 +1381,9 @@ def train_command(options, explicit):
     say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
     say("      step  episodes  steps/s  last returns  evaluation")
     if c.total_steps <= c.learning_starts:
-        say(f"nothing is learnt before step {c.learning_starts:,}: --learning-starts")
+        say(f"nothing is learnt in {c.learning_starts:,} steps: --learning-starts")
     try:
-        for _ in steps if quiet else watch(steps):
+        for _ in steps if options.quiet else watch(steps):
             if options.watch:
                 subprocess.Popen([sys.executable, viewer, folder, "--live"])
                 options.watch = False
