@@ -27,6 +27,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import deque
@@ -40,7 +41,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 # ---- configuration ----
 
@@ -339,8 +339,8 @@ class Noise:
 class Adam:
     """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel.
 
-    Any torch.optim optimizer can take its place; what they wrap around this kernel takes most of
-    a second to import, and longer than a small network's Adam to run.
+    Any torch.optim optimizer can take its place: their wrapping takes most of a second to import,
+    and longer than a small network's Adam to run.
     """
 
     def __init__(self, flat, lr):
@@ -391,7 +391,8 @@ class Agent:
             raise UsageError(f"obs_scale: {len(config.obs_scale)} sizes, {obs_dim} observations")
         if not (np.isfinite([self.low, self.high]).all() and (self.low <= self.high).all()):
             raise ValueError(f"actions need finite bounds, not from {low} to {high}")
-        with FromSeed(config.seed):
+        with SEEDING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
             check_networks(self)
@@ -670,6 +671,8 @@ def tune(config, threads=None):
 
 # ---- checks ----
 
+SEEDING = threading.RLock()  # one agent at a time draws from torch's global generator
+
 
 def one_line(value):
     """A value as errors show it."""
@@ -694,21 +697,6 @@ def checked(f, value):
             span = "" if low is None else f" between {low:,} and {high:,}"
             raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
     return tuple(values) if several else values[0]
-
-
-class FromSeed(TorchFunctionMode):
-    """Lets torch draw, in this thread only, from a generator of its own."""
-
-    DRAWS = (
-        "uniform_ normal_ kaiming_uniform_ bernoulli_ normal rand randn randint randperm".split()
-    )
-
-    def __init__(self, seed):
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        drawn = {"generator": self.generator} if function.__name__ in self.DRAWS else {}
-        return function(*args, **(kwargs or {}) | drawn)
 
 
 @torch.no_grad()
@@ -847,7 +835,7 @@ def env_makers(config, env=None):
     makers = [lambda: gym.make(config.env, limit, **kwargs) if env is None else env()] * 2
     try:
         if isinstance(env, gym.Env):
-            hint = "\nevaluation needs a copy of it: pass a function that makes it instead"
+            hint = "\nevaluation copies it: pass a function that makes it instead"
             pristine = copy.deepcopy(env) if config.eval_every else None
             makers = [lambda: env, lambda: copy.deepcopy(pristine)]
         if env is not None and limit:
@@ -873,17 +861,18 @@ def problems(probe, config, env):
         if len(space.shape) > 1 and space.dtype == np.uint8:
             yield f"{said}, images: wrap it to features"
     if not np.issubdtype(actions.dtype, np.floating):
-        yield f"{said}, whole numbers: not continuous control"
+        yield f"{said}, whole numbers, not continuous"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
-        yield f"{said}, unbounded: give them a finite low and high"
-    if env is None and not f":{config.env}".endswith(f":{probe.spec.id}"):
-        yield f"name its version, as in {probe.spec.id}"
-    if env is None and not probe.spec.max_episode_steps:
-        yield "it has no time limit, so an episode might never end: pass --max-episode-steps"
-    if env is not None and not isinstance(env, gym.Env):
+        yield f"{said}, unbounded"
+    if env is None:
+        if not f":{config.env}".endswith(f":{probe.spec.id}"):
+            yield f"name its version, as in {probe.spec.id}"
+        if not probe.spec.max_episode_steps:
+            yield "it has no time limit: pass --max-episode-steps"
+    elif not isinstance(env, gym.Env):
         other = env()
         if other.unwrapped is probe.unwrapped:  # or a new wrapper around the same one
-            yield "the function that makes it must make a new one each time"
+            yield "its function must make a new one each time"
         other.close()
 
 
@@ -896,8 +885,8 @@ def env_maker_of(policy, **changes):
     path, name = policy.meta["path"], policy.meta["env"]
     spec = gym.registry.get(name)
     if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
-        text = f"{path} is for {one_line(name)}, which gymnasium does not bring"
-        raise UsageError(f"{text}:\nname the environment yourself with --env")
+        text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
+        raise UsageError(text)
     _, make_env, probe = env_makers(replace(policy.config, **{"env": name} | changes))
     sizes = [math.prod(space.shape) for space in (probe.observation_space, probe.action_space)]
     wanted = [policy.obs_dim, len(policy.low)]
