@@ -31,7 +31,7 @@ import threading
 import time
 import traceback
 from collections import deque
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -518,7 +518,7 @@ class Agent:
 
 # ---- speed ----
 
-LARGE_PRODUCT = 2**22  # multiplications, from which on other kernels and a second thread pay
+LARGE_PRODUCT = 2**22  # multiplications, from which other kernels and a second thread pay
 
 
 @functools.cache
@@ -537,7 +537,7 @@ def bmm(a, b, bias=None, out=None):
     # Autograd does not know what follows
     if i * k * k >= LARGE_PRODUCT and a.is_cpu and not torch.is_grad_enabled():
         j = b.shape[-1]
-        if n > 1 and i > 1 and j == 1:  # columns: MKL is up to ten times as fast with rows
+        if n > 1 and i > 1 and j == 1:  # columns: MKL is ten times as fast with rows
             out = None if out is None else out.view(n, 1, i)
             return bmm(b.view(n, 1, k), a.mT, bias, out).mT
         if min(i, k, j) >= 16 and onednn():  # half of MKL's time on an AMD processor
@@ -585,7 +585,6 @@ def backward_by_hand(tape, grad, of_input=False):
 
 @torch.inference_mode()
 def critic_gradient(agent, obs, act, target_q):
-    """The gradient of Agent.critic_loss."""
     net = agent.critic.net
     q, tape = forward_by_hand(net, torch.cat([obs, act], dim=-1), net.n)
     backward_by_hand(tape, 2 / len(obs) * (q - target_q))
@@ -593,7 +592,6 @@ def critic_gradient(agent, obs, act, target_q):
 
 @torch.inference_mode()
 def actor_gradient(agent, obs, act):
-    """The gradient of Agent.actor_loss."""
     output, actor_tape = forward_by_hand(agent.actor.net, obs, 1)
     pi = output[0].tanh()
     q1, tape = forward_by_hand(agent.critic.net, torch.cat([obs, pi], dim=-1), 1)
@@ -687,7 +685,7 @@ def checked(f, value):
     """The value of a field of Config, or UsageError."""
     item, *several = get_args(f.type) or [f.type]  # several of them in a tuple
     low, high = f.metadata["low"], f.metadata["high"]
-    values = list(value) if several and isinstance(value, (list, tuple)) else [value]
+    values = list(value) if several and isinstance(value, list | tuple) else [value]
     values = [v.item() if isinstance(v, np.generic) else v for v in values]
     if values == [None] and f.default is None:
         return None
@@ -734,10 +732,10 @@ def write(path, save, previous=None):
         temporary.unlink(missing_ok=True)
 
 
-def write_npz(path, arrays, **meta):
+def write_npz(path, arrays, previous=None, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
     if not hasattr(path, "write"):
-        return write(Path(path), lambda file: write_npz(file, arrays, **meta))
+        return write(Path(path), lambda file: write_npz(file, arrays, **meta), previous)
     arrays = dict(arrays)
 
     def plain(value):
@@ -811,7 +809,7 @@ def load(path, device="cpu"):
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
             if not agent.flat[name].data.isfinite().all():
                 raise ValueError("its numbers are not finite")
-    except Exception as error:  # whatever a file made for mischief provokes
+    except Exception as error:  # whatever a malicious file provokes
         lacks = "it lacks " * isinstance(error, KeyError)
         raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
     agent.meta = meta | {"path": str(path)}
@@ -841,7 +839,7 @@ def env_makers(config, env=None):
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
-    except (Exception, SystemExit) as error:  # of its module or its __init__
+    except (Exception, SystemExit) as error:  # of its module
         what = f"{type(error).__name__}: {one_line(error)}{hint}"
         raise UsageError(f"cannot make {config.env}: {what}") from error
     for problem in problems(probe, config, env):  # the first
@@ -871,7 +869,7 @@ def problems(probe, config, env):
             yield "it has no time limit: pass --max-episode-steps"
     elif not isinstance(env, gym.Env):
         other = env()
-        if other.unwrapped is probe.unwrapped:  # or a new wrapper around the same one
+        if other.unwrapped is probe.unwrapped:  # or wrapped anew
             yield "its function must make a new one each time"
         other.close()
 
@@ -933,7 +931,7 @@ class Episode:
     def checked(self, name, value, dtype, size):
         try:
             array = np.array(value, dtype).reshape(size)  # a copy
-            if all(map(math.isfinite, array.tolist())):  # for few numbers faster than NumPy
+            if all(map(math.isfinite, array.tolist())):  # faster than NumPy
                 return array
         except (TypeError, ValueError, OverflowError):
             pass
@@ -1008,7 +1006,7 @@ class Training:
         self.step, self.episodes, self.episode = 0, 0, None  # None: between two episodes
         self.filled_from = 0  # the step since which there is a replay
         self.returns, self.lengths = [], []  # of the latest 10 episodes
-        self.best, self.solved = -np.inf, None  # evaluation's mean; the step of its confirmation
+        self.best, self.solved = -np.inf, None  # mean of evaluation; step
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
 
@@ -1028,7 +1026,7 @@ class Training:
         c, agent, step = self.config, self.agent, self.step + 1
         if self.episode is None:
             self.start_episode()
-        # Act: at random to begin with, then as the actor says plus noise, annealed linearly
+        # Act: at random at first, then as the actor says plus noise, annealed linearly
         obs = self.episode.obs
         if step <= c.learning_starts:
             act = self.rng.uniform(-1, 1, len(agent.low))
@@ -1038,7 +1036,7 @@ class Training:
                 annealing = [0, c.noise_anneal * c.total_steps]
                 sigma = np.interp(step, annealing, [c.noise_sigma, c.noise_sigma_end])
             act = (agent.act_unit(obs) + self.noise(sigma)).clip(-1, 1)
-        # Remember the action just as it is executed
+        # Remember the action as it is executed
         act = act.astype(np.float32)
         rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
         self.buffer.add(obs, act, c.reward_scale * rew, next_obs, terminated, truncated)
@@ -1135,9 +1133,8 @@ def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
     """
     tune(config, threads)
     run = Training(config, env, device, agent)
-    with closing(record(run, new_folder(out)) if out else iter(run)) as steps:
-        for _ in steps:
-            pass
+    for _ in record(run, new_folder(out)) if out else run:
+        pass
     return run.agent
 
 
@@ -1162,7 +1159,7 @@ def new_folder(folder):
 
 
 def lock(folder):
-    """Keep the folder for this process until the handle returned is closed, or UsageError."""
+    """Keep the folder for this process until this handle is closed, or UsageError."""
     try:
         import fcntl
     except ImportError:  # Windows, which has no such locks
@@ -1184,14 +1181,14 @@ def record(run, folder):
     save fails.
     """
     folder, agent, c = Path(folder), run.agent, run.config
-    waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}  # to be written
+    waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}
     began, save_at, warned = time.perf_counter(), 0.0, False
     handle = lock(folder)
 
     def sound():
         return all(agent.flat[name].data.isfinite().all() for name in ("actor", "critic"))
 
-    def add_policy(*names):
+    def add_policy(names):
         if names and sound():
             score = run.evaluation and run.evaluation["eval_mean"]
             agent.save(file := io.BytesIO(), c.env, run.step, score)
@@ -1205,21 +1202,20 @@ def record(run, folder):
             del waiting[name]
         if state and sound():
             arrays, meta = run.state()
-            previous = folder / "state.previous.npz"
-            write(folder / "state.npz", lambda file: write_npz(file, arrays, **meta), previous)
+            write_npz(folder / "state.npz", arrays, folder / "state.previous.npz", **meta)
 
     def finish():
-        add_policy("last.npz")
+        add_policy(["last.npz"])
         save(run.episode is None)
 
     for path in folder.rglob("*.tmp"):
-        path.unlink(missing_ok=True)  # a killed run was writing it
+        path.unlink(missing_ok=True)  # of a killed run
     try:
         for _ in run:
             names = ["last.npz", "best.npz"][: 1 + run.is_best] if run.evaluation else []
             if run.step % math.ceil(c.total_steps / 50) == 0:
                 names.append(f"policies/{run.step:012d}.npz")
-            add_policy(*names)
+            add_policy(names)
             now = time.perf_counter()
             near_end = run.step + max(run.lengths, default=0) >= c.total_steps
             due = run.episode is None and (now >= save_at or near_end)
@@ -1379,8 +1375,8 @@ def train_command(options, explicit):
             if signals and run.episode is None:
                 break
     except EnvError as error:
-        text = f"{error}\nthe agent of step {run.step:,} is in {folder}, or a former one, if it "
-        raise EnvError(f"{text}diverged: try lower --actor-lr") from error.__cause__
+        text = f"the agent of step {run.step:,} is in {folder}, or one before it diverged"
+        raise EnvError(f"{error}\n{text}: try lower --actor-lr") from error.__cause__
     finally:
         steps.close()  # which saves
     if signals:
@@ -1427,7 +1423,7 @@ def main(argv=None):
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
         options, explicit = parse(argv)
-        sys.path.append(os.getcwd())  # where the module of --env module:Id may be
+        sys.path.append(os.getcwd())  # for --env module:Id
         if not options.eval:
             return train_command(options, explicit)
         policy = load(options.eval, "cpu" if options.device == "auto" else options.device)
@@ -1442,7 +1438,7 @@ def main(argv=None):
             traceback.print_exception(error.__cause__)
         warn(error)
         return 1
-    except BrokenPipeError:  # nobody reads any more what it prints
+    except BrokenPipeError:  # nobody reads what it prints
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
