@@ -50,7 +50,7 @@ class UsageError(ValueError):
 
 
 def flag(default, meaning, low=None, high=None, **more):
-    """A field of Config: its default, its meaning for --help, and the range of its numbers."""
+    """A field of Config: its default, meaning for --help, and range of numbers."""
     return field(default=default, metadata={"help": meaning, "low": low, "high": high}, **more)
 
 
@@ -278,7 +278,7 @@ class Flat:
         for p, data in zip(self.params, self.data.split(sizes)):
             p.data = data.view_as(p)
         self.places = [p.data_ptr() for p in self.params]
-        # What does not learn but belongs to the network: running statistics, frozen layers
+        # What does not learn: running statistics, frozen layers
         self.rest = [p for p in network.parameters() if not p.requires_grad]
         self.rest += network.buffers()
 
@@ -400,8 +400,7 @@ class Agent:
         self.flat = {name: Flat(getattr(self, name)) for name in self.NETWORKS}
         self.actor_optimizer = Adam(self.flat["actor"], config.actor_lr)
         self.critic_optimizer = Adam(self.flat["critic"], config.critic_lr)
-        # For batches and target noise
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)  # of `update`
         self.updates = 0  # of the critic so far, which time the delayed ones
         self.metrics = torch.zeros(3, device=self.device)  # means of critic loss, actor loss, Q
 
@@ -902,7 +901,7 @@ class Episode:
         self.env, self.seed, self.space = env, int(seed), env.action_space
         self.size = math.prod(env.observation_space.shape)
         self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
-        obs, _ = self.call(2, env.reset, seed=self.seed)
+        obs, _ = self.call(env.reset, seed=self.seed, returns=2)
         self.obs = self.checked("observation", obs, np.float32, self.size)
 
     def step(self, action):
@@ -910,7 +909,7 @@ class Episode:
         action = self.checked("action", action, self.space.dtype, action.size)
         action = action.reshape(self.space.shape).clip(self.space.low, self.space.high)
         self.length += 1
-        obs, rew, terminated, truncated, _ = self.call(5, self.env.step, action)
+        obs, rew, terminated, truncated, _ = self.call(self.env.step, action, returns=5)
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
@@ -919,11 +918,11 @@ class Episode:
             raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, bool(truncated)
 
-    def call(self, wanted, method, *args, **kwargs):
+    def call(self, method, *args, returns=None, **kwargs):
         try:
             result = method(*args, **kwargs)
-            if len(result) != wanted:
-                raise TypeError(f"{method.__name__} returned {len(result)} things, not {wanted}")
+            if returns and len(result) != returns:
+                raise TypeError(f"{method.__name__} returned {len(result)} things, not {returns}")
             return result
         except Exception as error:  # whose traceback is shown
             raise self.error(f"{type(error).__name__}: {error}") from error
