@@ -511,9 +511,7 @@ class Agent:
         write_npz(path, arrays, **meta, config=asdict(self.config))
 
 
-# ==================================================================================================
-# Here the algorithm ends. The rest runs it fast and safely.
-# ==================================================================================================
+# ======== Here the algorithm ends. The rest runs it fast and safely. ========
 
 # ---- speed ----
 
@@ -629,7 +627,7 @@ def gradients_that_agree(agent):
 
 
 def same_gradient(agent, name, loss, gradient):
-    """Whether they agree on tiny and huge errors, saturated actions and dead units."""
+    """Whether they agree, also on tiny and huge errors, saturated actions and dead units."""
     trial = copy.copy(agent)
     trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
     trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
@@ -638,9 +636,9 @@ def same_gradient(agent, name, loss, gradient):
     for of_params, of_obs, of_target in (0.1, 1, 1), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6):
         for each in trial.flat.values():
             each.data.copy_(of_params * draw(len(each.data)))
-        obs, act, target_q = draw(32, agent.obs_dim), draw(32, len(agent.low)), draw(32, 1)
-        batch = [of_obs * obs, act.clamp(-1, 1), of_target * target_q]
-        batch = [x.to(agent.device) for x in batch[: 3 if name == "critic" else 2]]
+        obs, act = of_obs * draw(32, agent.obs_dim), draw(32, len(agent.low)).clamp(-1, 1)
+        batch = [obs, act, of_target * draw(32, 1)][: 3 if name == "critic" else 2]
+        batch = [x.to(agent.device) for x in batch]
         grads = []
         for side in lambda *batch: loss(*batch).backward(), gradient:
             flat.gather()
@@ -1104,12 +1102,12 @@ class Training:
         meta |= dict(seconds=time.perf_counter() - self.started, written=self.buffer.written)
         if self.config.save_replay:
             arrays["rows"] = self.buffer.rows[: len(self.buffer)].cpu().numpy()
-        return arrays, meta | self.circumstances() | {"machine": MACHINE}
+        return arrays, meta | self.circumstances()
 
     def circumstances(self):
         """What config.json says."""
         device, threads = str(self.agent.device), torch.get_num_threads()
-        return dict(config=asdict(self.config), versions=VERSIONS, device=device, threads=threads)
+        return dict(config=asdict(self.config), machine=MACHINE, device=device, threads=threads)
 
     def restore(self, arrays, meta):
         """Go on from a `state` read from its file: exactly, but for a replay that is not in it."""
@@ -1256,7 +1254,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
         pairs = zip(vars(old).items(), vars(config).values())
         fixed = [f"{k} {a} -> {b}" for (k, a), b in pairs if a != b and k not in free]
         if fixed:
-            raise UsageError(f"a run keeps its own configuration, without {', '.join(fixed)}")
+            raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)
         run.restore(arrays, meta)
@@ -1265,7 +1263,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     if meta["machine"] != MACHINE:
         warn(f"saved on {meta['machine']}: last bits may differ")
     if "rows" not in arrays:
-        warn(f"without the replay, no updates for {config.learning_starts:,} steps")
+        warn(f"no updates for {config.learning_starts:,} steps, without the replay")
     return run
 
 
