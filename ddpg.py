@@ -733,16 +733,7 @@ def write_npz(path, arrays, previous=None, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
     if not hasattr(path, "write"):
         return write(Path(path), lambda file: write_npz(file, arrays, **meta), previous)
-    arrays = dict(arrays)
-
-    def plain(value):
-        if not torch.is_tensor(value):
-            return value.item()
-        name = f"tensor{len(arrays)}"
-        arrays[name] = value.cpu().numpy()
-        return {"__tensor__": name}
-
-    text = json.dumps(meta, default=plain)
+    text = json.dumps(meta, default=lambda number: number.item())
     np.savez(path, meta=np.array(text), **arrays)
 
 
@@ -762,8 +753,19 @@ def read_npz(path):
         raise UsageError(f"{path} cannot be read: {what}") from None
 
 
+def pack(tree, arrays):
+    """Dicts and lists as JSON has them, with their tensors in `arrays`."""
+
+    def put(tensor):
+        name = f"tensor{len(arrays)}"
+        arrays[name] = tensor.cpu().numpy()
+        return {"__tensor__": name}
+
+    return json.loads(json.dumps(tree, default=put))
+
+
 def unpack(tree, arrays):
-    """A part of meta with its tensors; torch's optimizers number their parameters."""
+    """What `pack` was given; torch's optimizers number their parameters."""
 
     def get(found):
         if "__tensor__" in found:
@@ -1098,7 +1100,7 @@ class Training:
         """
         arrays = {"torch_rng": torch.get_rng_state().numpy()}
         meta = {name: getattr(self, name) for name in self.FIELDS}
-        meta |= dict(agent=self.agent.state_dict(), rng=self.rng.bit_generator.state)
+        meta |= dict(agent=pack(self.agent.state_dict(), arrays), rng=self.rng.bit_generator.state)
         meta |= dict(seconds=time.perf_counter() - self.started, written=self.buffer.written)
         if self.config.save_replay:
             arrays["rows"] = self.buffer.rows[: len(self.buffer)].cpu().numpy()
@@ -1110,7 +1112,7 @@ class Training:
         return dict(config=asdict(self.config), machine=MACHINE, device=device, threads=threads)
 
     def restore(self, arrays, meta):
-        """Go on from a `state` read from its file: exactly, but for a replay that is not in it."""
+        """Go on from what `state` returned: exactly, but for a replay that is not in it."""
         vars(self).update({name: meta[name] for name in self.FIELDS})
         self.agent.load_state_dict(unpack(meta["agent"], arrays))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
