@@ -27,10 +27,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -40,7 +41,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 # ---- configuration ----
 
@@ -50,7 +50,7 @@ class UsageError(ValueError):
 
 
 def flag(default, meaning, low=None, high=None, **more):
-    """A field of Config: its default, its meaning for --help, and the range of its numbers."""
+    """A field of Config: its default, meaning for --help, and range of numbers."""
     return field(default=default, metadata={"help": meaning, "low": low, "high": high}, **more)
 
 
@@ -278,7 +278,7 @@ class Flat:
         for p, data in zip(self.params, self.data.split(sizes)):
             p.data = data.view_as(p)
         self.places = [p.data_ptr() for p in self.params]
-        # What does not learn but belongs to the network: running statistics, frozen layers
+        # What does not learn: running statistics, frozen layers
         self.rest = [p for p in network.parameters() if not p.requires_grad]
         self.rest += network.buffers()
 
@@ -339,8 +339,8 @@ class Noise:
 class Adam:
     """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel.
 
-    Any torch.optim optimizer can take its place; what they wrap around this kernel takes most of
-    a second to import, and longer than a small network's Adam to run.
+    Any torch.optim optimizer can take its place: their wrapping takes most of a second to import,
+    and longer than a small network's Adam to run.
     """
 
     def __init__(self, flat, lr):
@@ -391,7 +391,8 @@ class Agent:
             raise UsageError(f"obs_scale: {len(config.obs_scale)} sizes, {obs_dim} observations")
         if not (np.isfinite([self.low, self.high]).all() and (self.low <= self.high).all()):
             raise ValueError(f"actions need finite bounds, not from {low} to {high}")
-        with FromSeed(config.seed):
+        with SEEDING, torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(config.seed)
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
             check_networks(self)
@@ -399,8 +400,7 @@ class Agent:
         self.flat = {name: Flat(getattr(self, name)) for name in self.NETWORKS}
         self.actor_optimizer = Adam(self.flat["actor"], config.actor_lr)
         self.critic_optimizer = Adam(self.flat["critic"], config.critic_lr)
-        # For batches and target noise
-        self.generator = torch.Generator(self.device).manual_seed(config.seed)
+        self.generator = torch.Generator(self.device).manual_seed(config.seed)  # of `update`
         self.updates = 0  # of the critic so far, which time the delayed ones
         self.metrics = torch.zeros(3, device=self.device)  # means of critic loss, actor loss, Q
 
@@ -511,39 +511,36 @@ class Agent:
         write_npz(path, arrays, **meta, config=asdict(self.config))
 
 
-# ==================================================================================================
-# Here the algorithm ends. The rest runs it fast and safely.
-# ==================================================================================================
+# ======== Here the algorithm ends. The rest runs it fast and safely. ========
 
 # ---- speed ----
 
-LARGE_PRODUCT = 2**22  # multiplications, from which on other kernels and a second thread pay
+LARGE_PRODUCT = 2**22  # multiplications, from which other kernels and a second thread pay
 
 
 @functools.cache
 def onednn():
-    """torch's operator for oneDNN's products, which is not a documented one, or None."""
+    """torch's undocumented operator for oneDNN's products, or None."""
     with suppress(AttributeError, RuntimeError):
         product, ones = torch.ops.mkldnn._linear_pointwise, torch.ones(16, 16)
         return product if product(ones, ones, None, "none", [], "").sum() == 16**3 else None
 
 
 def bmm(a, b, bias=None, out=None):
-    """Matrix products side by side: a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
+    """a (n, i, k) @ b (n, k, j) + bias (n, 1, j) -> (n, i, j)."""
     n, i, k = a.shape
     if n > 1 and k == 1 and bias is None:  # outer products, which torch.bmm is slow at
         return torch.mul(a, b, out=out)
     # Autograd does not know what follows
     if i * k * k >= LARGE_PRODUCT and a.is_cpu and not torch.is_grad_enabled():
         j = b.shape[-1]
-        if n > 1 and i > 1 and j == 1:  # columns: MKL is up to ten times as fast with rows
+        if n > 1 and i > 1 and j == 1:  # columns: MKL is ten times as fast with rows
             out = None if out is None else out.view(n, 1, i)
             return bmm(b.view(n, 1, k), a.mT, bias, out).mT
         if min(i, k, j) >= 16 and onednn():  # half of MKL's time on an AMD processor
             terms = zip(a, b.mT, [None] * n if bias is None else bias[:, 0])
             products = [onednn()(x, y, z, "none", [], "") for x, y, z in terms]
-            alone = n == 1 and out is None
-            return products[0][None] if alone else torch.stack(products, out=out)
+            return products[0][None] if n == 1 and out is None else torch.stack(products, out=out)
     return torch.bmm(a, b, out=out) if bias is None else torch.baddbmm(bias, a, b, out=out)
 
 
@@ -585,7 +582,6 @@ def backward_by_hand(tape, grad, of_input=False):
 
 @torch.inference_mode()
 def critic_gradient(agent, obs, act, target_q):
-    """The gradient of Agent.critic_loss."""
     net = agent.critic.net
     q, tape = forward_by_hand(net, torch.cat([obs, act], dim=-1), net.n)
     backward_by_hand(tape, 2 / len(obs) * (q - target_q))
@@ -593,7 +589,6 @@ def critic_gradient(agent, obs, act, target_q):
 
 @torch.inference_mode()
 def actor_gradient(agent, obs, act):
-    """The gradient of Agent.actor_loss."""
     output, actor_tape = forward_by_hand(agent.actor.net, obs, 1)
     pi = output[0].tanh()
     q1, tape = forward_by_hand(agent.critic.net, torch.cat([obs, pi], dim=-1), 1)
@@ -603,12 +598,12 @@ def actor_gradient(agent, obs, act):
 
 
 class Original:
-    """The losses whose gradients these are; other code in Agent, but for names, is another loss."""
+    """The losses whose gradients these are: other code in Agent is another loss."""
 
     def critic_loss(self, s, a, y):
         """sum_i mean (Q_i(s, a) - y)^2"""
-        values = self.critic(s, a)
-        return (values - y).square().mean(dim=(1, 2)).sum()
+        q = self.critic(s, a)
+        return (q - y).square().mean(dim=(1, 2)).sum()
 
     def actor_loss(self, s, a):
         """-mean Q_1(s, mu(s))"""
@@ -616,60 +611,53 @@ class Original:
 
 
 def gradients_that_agree(agent):
-    """{loss: gradient by hand} of those that are autograd's; where one is not, a line says so.
-
-    The losses must be the original ones, and the networks do the same: tried on copies with small
-    and large parameters, and on batches with tiny and huge errors, saturated actions, dead units.
-    """
+    """{loss: gradient by hand} where it is autograd's: losses original, networks doing the same."""
     agree = {}
     for name, gradient in ("critic", critic_gradient), ("actor", actor_gradient):
         loss = getattr(getattr(agent, f"{name}_loss"), "__func__", None)
         with suppress(Exception), torch.random.fork_rng(devices=[]):  # autograd will say the same
-            code, original = loss.__code__, getattr(Original, f"{name}_loss").__code__
-            same = (code.co_code, code.co_names) == (original.co_code, original.co_names)
-            whole = not agent.flat[name].rest  # no layer is frozen
-            if same and whole and code.co_consts[1:] == original.co_consts[1:]:
-                sizes = (0.1, 1, 0.01), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6)
-                if all(same_gradient(agent, name, loss, gradient, *size) for size in sizes):
-                    agree[loss] = gradient
+            codes = loss.__code__, getattr(Original, f"{name}_loss").__code__
+            ours, original = ((c.co_code, c.co_names, c.co_consts[1:]) for c in codes)
+            frozen = agent.flat[name].rest
+            if ours == original and not frozen and same_gradient(agent, name, loss, gradient):
+                agree[loss] = gradient
         if loss not in agree:
             warn(f"{name}_loss by autograd, as changed here")
     return agree
 
 
-def same_gradient(agent, name, loss, gradient, of_params, of_obs, of_errors):
-    """Whether a gradient by hand is autograd's, on a batch with numbers of these sizes."""
+def same_gradient(agent, name, loss, gradient):
+    """Whether they agree, also on tiny and huge errors, saturated actions and dead units."""
     trial = copy.copy(agent)
     trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
     trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    for flat in trial.flat.values():
-        flat.data.copy_(of_params * draw(len(flat.data)))
-    obs, act, error = draw(32, agent.obs_dim), draw(32, len(agent.low)), draw(32, 1)
-    batch = [x.to(agent.device) for x in (of_obs * obs, act.clamp(-1, 1))]
-    if name == "critic":
-        with torch.no_grad():
-            batch += [trial.critic(*batch).amin(dim=0) + of_errors * error.to(agent.device)]
-    flat, grads = trial.flat[name], []
-    for side in lambda *batch: loss(*batch).backward(), gradient:
-        flat.gather()
-        flat.grad.zero_()  # what the other side left
-        side(trial, *batch)
-        flat.gather()
-        grads.append(flat.grad.clone())
-    return (grads[0] - grads[1]).norm() <= 1e-4 * grads[0].norm()
+    flat = trial.flat[name]
+    for of_params, of_obs, of_target in (0.1, 1, 1), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6):
+        for each in trial.flat.values():
+            each.data.copy_(of_params * draw(len(each.data)))
+        obs, act = of_obs * draw(32, agent.obs_dim), draw(32, len(agent.low)).clamp(-1, 1)
+        batch = [obs, act, of_target * draw(32, 1)][: 3 if name == "critic" else 2]
+        batch = [x.to(agent.device) for x in batch]
+        grads = []
+        for side in lambda *batch: loss(*batch).backward(), gradient:
+            flat.gather()
+            flat.grad.zero_()  # what the other side left
+            side(trial, *batch)
+            flat.gather()
+            grads.append(flat.grad.clone())
+        if not (grads[0] - grads[1]).norm() <= 1e-4 * grads[0].norm():  # nor nan
+            return False
+    return True
 
 
 def tune(config, threads=None):
-    """Settings of the whole process: threads, denormals, torch's global seed, memory.
-
-    Called by `train`, `resume` and the command line, before torch has started any thread.
-    """
+    """Settings of the whole process, to be made first: threads, denormals, seed, memory."""
     large = config.batch_size * max(config.hidden, default=0) ** 2 >= LARGE_PRODUCT
-    torch.set_num_threads(threads or (min(2, os.cpu_count() or 1) if large else 1))
-    torch.set_flush_denormal(True)  # numbers too small to matter make layers many times slower
-    torch.manual_seed(config.seed)  # for what networks of your own draw as they learn
-    # glibc gives back what large layers free, page by page, and asks for it at the next update
+    torch.set_num_threads(threads or min(2 if large else 1, os.cpu_count() or 1))
+    torch.set_flush_denormal(True)  # denormals make layers many times slower
+    torch.manual_seed(config.seed)  # for dropout
+    # Or glibc returns what large layers free, and asks for it at the next update
     with suppress(AttributeError, OSError, TypeError):  # another libc has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
@@ -678,9 +666,11 @@ def tune(config, threads=None):
 
 # ---- checks ----
 
+SEEDING = threading.RLock()  # one agent at a time draws from torch's global generator
+
 
 def one_line(value):
-    """How errors show a value: an array may take many lines."""
+    """A value as errors show it."""
     return " ".join(str(value).split())[:200]
 
 
@@ -688,41 +678,20 @@ def warn(text):
     print(f"ddpg.py: {text}", file=sys.stderr)
 
 
-def type_of(f):
-    """The type of a field of Config, and whether there may be several of it in a tuple."""
-    item, *more = get_args(f.type) or [f.type]
-    return item, bool(more)
-
-
 def checked(f, value):
-    """The value of a field of Config. Raises UsageError for an impossible one."""
-    (item, several), low, high = type_of(f), f.metadata["low"], f.metadata["high"]
-    values = list(value) if several and isinstance(value, (list, tuple)) else [value]
+    """The value of a field of Config, or UsageError."""
+    item, *several = get_args(f.type) or [f.type]  # several of them in a tuple
+    low, high = f.metadata["low"], f.metadata["high"]
+    values = list(value) if several and isinstance(value, list | tuple) else [value]
     values = [v.item() if isinstance(v, np.generic) else v for v in values]
     if values == [None] and f.default is None:
         return None
     for v in values:
-        kind = (int, float) if item is float else item
-        fits = isinstance(v, kind) and not (isinstance(v, bool) and item in (int, float))
+        fits = type(v) is item or (type(v) is int and item is float)
         if not fits or (low is not None and not low <= v <= high):  # nor is nan
             span = "" if low is None else f" between {low:,} and {high:,}"
             raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
     return tuple(values) if several else values[0]
-
-
-class FromSeed(TorchFunctionMode):
-    """Lets torch draw, within it and in this thread, from a generator of its own."""
-
-    DRAWS = (
-        "uniform_ normal_ kaiming_uniform_ bernoulli_ normal rand randn randint randperm".split()
-    )
-
-    def __init__(self, seed):
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        drawn = {"generator": self.generator} if function.__name__ in self.DRAWS else {}
-        return function(*args, **(kwargs or {}) | drawn)
 
 
 @torch.no_grad()
@@ -730,10 +699,10 @@ def check_networks(agent):
     """Raise ValueError for networks of other shapes, or an actor that is not bounded."""
     spread = torch.linspace(-300, 300, 8, device=agent.device)[:, None]
     obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
-    shape, q_shape = tuple(agent.actor(obs).shape), tuple(agent.critic(obs, act).shape)
-    if shape != act.shape or q_shape != (agent.config.n_critics, 8, 1):
-        text = f"of a batch of 8, the actor makes {shape}, the critic {q_shape}: must be "
-        raise ValueError(text + f"{tuple(act.shape)}, {(agent.config.n_critics, 8, 1)}")
+    shapes = [tuple(output.shape) for output in (agent.actor(obs), agent.critic(obs, act))]
+    wanted = [tuple(act.shape), (agent.config.n_critics, 8, 1)]
+    if shapes != wanted:
+        raise ValueError(f"of a batch of 8, networks make {shapes}, not {wanted}")
     if agent.actor(obs).abs().max() > 1:
         raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
 
@@ -742,12 +711,11 @@ def check_networks(agent):
 
 FORMAT = 1  # of policy files
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
-# What decides the last bits of a result
-MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}
+MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide the last bits
 
 
 def write(path, save, previous=None):
-    """Replace a file by what save(file) writes, whole or not at all; keep the old as `previous`."""
+    """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with open(temporary, "wb") as file:
@@ -761,17 +729,16 @@ def write(path, save, previous=None):
         temporary.unlink(missing_ok=True)
 
 
-def write_npz(path, arrays, **meta):
+def write_npz(path, arrays, previous=None, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
+    if not hasattr(path, "write"):
+        return write(Path(path), lambda file: write_npz(file, arrays, **meta), previous)
     text = json.dumps(meta, default=lambda number: number.item())
-    if hasattr(path, "write"):
-        np.savez(path, meta=np.array(text), **arrays)
-    else:
-        write(Path(path), lambda file: np.savez(file, meta=np.array(text), **arrays))
+    np.savez(path, meta=np.array(text), **arrays)
 
 
 def read_npz(path):
-    """What write_npz wrote -> (arrays, meta). It is data, never code: nothing is unpickled."""
+    """What write_npz wrote -> (arrays, meta): data, never code. Raises UsageError."""
     try:
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
@@ -787,36 +754,41 @@ def read_npz(path):
 
 
 def pack(tree, arrays):
-    """Dicts and lists as JSON can hold them, with their tensors in `arrays`."""
-    if torch.is_tensor(tree):
+    """Dicts and lists as JSON has them, with their tensors in `arrays`."""
+
+    def put(tensor):
         name = f"tensor{len(arrays)}"
-        arrays[name] = tree.cpu().numpy()
+        arrays[name] = tensor.cpu().numpy()
         return {"__tensor__": name}
-    if isinstance(tree, dict):
-        return {key: pack(value, arrays) for key, value in tree.items()}
-    return [pack(value, arrays) for value in tree] if isinstance(tree, (list, tuple)) else tree
+
+    return json.loads(json.dumps(tree, default=put))
 
 
 def unpack(tree, arrays):
     """What `pack` was given; torch's optimizers number their parameters."""
-    if isinstance(tree, dict) and "__tensor__" in tree:
-        return torch.from_numpy(arrays[tree["__tensor__"]])
-    if isinstance(tree, dict):
-        return {int(k) if k.isdigit() else k: unpack(value, arrays) for k, value in tree.items()}
-    return [unpack(value, arrays) for value in tree] if isinstance(tree, list) else tree
+
+    def get(found):
+        if "__tensor__" in found:
+            return torch.from_numpy(arrays[found["__tensor__"]])
+        return {int(key) if key.isdigit() else key: value for key, value in found.items()}
+
+    return json.loads(json.dumps(tree), object_hook=get)
+
+
+def existing(folder, *names):
+    """Those of these files that a run's folder has, or UsageError."""
+    paths = [folder / name for name in names if (folder / name).exists()]
+    if not paths:
+        text = f"{folder} has no {names[0]}: it is not the folder of a run, or that was "
+        raise UsageError(text + "killed before it was first saved")
+    return paths
 
 
 def load(path, device="cpu"):
-    """A policy file, or the best policy of a run's folder -> an Agent; `meta` tells its origin.
-
-    Raises UsageError if there is none, or if the file is not a sound policy.
-    """
+    """A policy file, or the best one of a run's folder -> an Agent with `meta`, or UsageError."""
     path = Path(path)
     if path.is_dir():
-        found = [path / name for name in ("best.npz", "last.npz") if (path / name).exists()]
-        if not found:
-            raise UsageError(f"{path} is not the folder of a run: it has no best.npz or last.npz")
-        path = found[0]
+        path = existing(path, "best.npz", "last.npz")[0]
     arrays, meta = read_npz(path)
     try:
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
@@ -824,7 +796,7 @@ def load(path, device="cpu"):
         if meta["format"] != FORMAT or not sound or not meta["env"].isprintable():
             raise ValueError("of another format")
         sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
-        with torch.device("meta"):  # before any memory is taken; to divide there imports sympy
+        with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
             states = [network(*sizes, bare).state_dict() for network in (Actor, Critic)]
         nbytes = sum(tensor.nbytes for state in states for tensor in state.values())
         if nbytes != sum(array.nbytes for array in arrays.values()):
@@ -836,7 +808,7 @@ def load(path, device="cpu"):
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
             if not agent.flat[name].data.isfinite().all():
                 raise ValueError("its numbers are not finite")
-    except Exception as error:  # whatever a file made for mischief provokes
+    except Exception as error:  # whatever a malicious file provokes
         lacks = "it lacks " * isinstance(error, KeyError)
         raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
     agent.meta = meta | {"path": str(path)}
@@ -847,29 +819,29 @@ def load(path, device="cpu"):
 
 
 class EnvError(Exception):
-    """An environment, or the agent in it, failed or gave what nothing can be learnt from."""
+    """An environment, or the agent in it, failed or gave what is not finite."""
 
 
 def env_makers(config, env=None):
-    """Functions that make an environment for training and for evaluation, and one made.
+    """env, as in Training -> functions that make it to train and to evaluate, and one made.
 
-    env: as in Training. Raises UsageError for what does not exist or DDPG cannot control.
+    Raises UsageError for what does not exist or DDPG cannot control.
     """
     limit, hint = config.max_episode_steps or None, ""
-    by_name = functools.partial(gym.make, config.env, limit, disable_env_checker=True)
-    makers = [functools.partial(by_name, **config.env_kwargs) if env is None else env] * 2
+    kwargs = {"disable_env_checker": True} | config.env_kwargs
+    makers = [lambda: gym.make(config.env, limit, **kwargs) if env is None else env()] * 2
     try:
         if isinstance(env, gym.Env):
-            hint = "\nevaluation needs a copy of it: pass a function that makes it instead"
+            hint = "\nevaluation copies it: pass a function that makes it instead"
             pristine = copy.deepcopy(env) if config.eval_every else None
             makers = [lambda: env, lambda: copy.deepcopy(pristine)]
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
-    except (Exception, SystemExit) as error:  # whatever importing and making it may raise
+    except (Exception, SystemExit) as error:  # of its module
         what = f"{type(error).__name__}: {one_line(error)}{hint}"
         raise UsageError(f"cannot make {config.env}: {what}") from error
-    for problem in problems(probe, config, env):  # the first, as later ones rely on its absence
+    for problem in problems(probe, config, env):  # the first
         raise UsageError(f"{config.env}: {problem}")
     if not isinstance(env, gym.Env):
         probe.close()
@@ -877,42 +849,43 @@ def env_makers(config, env=None):
 
 
 def problems(probe, config, env):
-    """What makes an environment impossible, as texts."""
+    """What makes an environment impossible: each relies on the absence of those before."""
     actions = probe.action_space
     for name, space in ("observations", probe.observation_space), ("actions", actions):
         said = f"its {name} are {one_line(space)}"
         if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
-            yield f"{said}, but for continuous control both must be a Box"
+            yield f"{said}: both must be a Box"
         if len(space.shape) > 1 and space.dtype == np.uint8:
-            yield f"{said}, images, which these networks cannot read: wrap it to features"
+            yield f"{said}, images: wrap it to features"
     if not np.issubdtype(actions.dtype, np.floating):
-        yield f"{said}, whole numbers: not continuous control"
+        yield f"{said}, whole numbers, not continuous"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
-        yield f"{said}, unbounded: give them a finite low and high"
-    if env is None and not f":{config.env}".endswith(f":{probe.spec.id}"):
-        yield f"name its version, as in {probe.spec.id}"
-    if env is None and not probe.spec.max_episode_steps:
-        yield "it has no time limit, so an episode might never end: pass --max-episode-steps"
-    if env is not None and not isinstance(env, gym.Env):
+        yield f"{said}, unbounded"
+    if env is None:
+        if not f":{config.env}".endswith(f":{probe.spec.id}"):
+            yield f"name its version, as in {probe.spec.id}"
+        if not probe.spec.max_episode_steps:
+            yield "it has no time limit: pass --max-episode-steps"
+    elif not isinstance(env, gym.Env):
         other = env()
-        if other.unwrapped is probe.unwrapped:  # or a new wrapper around the same one
-            yield "the function that makes it must make a new one each time"
+        if other.unwrapped is probe.unwrapped:  # or wrapped anew
+            yield "its function must make a new one each time"
         other.close()
 
 
 def env_maker_of(policy, **changes):
     """A function that makes the environment of a loaded policy, or the one that `changes` name.
 
-    Raises UsageError if it does not fit, or is only named by the file and not gymnasium's own:
-    files must not run code.
+    Raises UsageError if it does not fit, or if a file names one that is not gymnasium's own: files
+    must not run code.
     """
     path, name = policy.meta["path"], policy.meta["env"]
     spec = gym.registry.get(name)
     if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
-        text = f"{path} is for {one_line(name)}, which gymnasium does not bring"
-        raise UsageError(f"{text}:\nname the environment yourself with --env")
+        text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
+        raise UsageError(text)
     _, make_env, probe = env_makers(replace(policy.config, **{"env": name} | changes))
-    sizes = [int(np.prod(s.shape)) for s in (probe.observation_space, probe.action_space)]
+    sizes = [math.prod(space.shape) for space in (probe.observation_space, probe.action_space)]
     wanted = [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
         raise UsageError(f"{path} is for {wanted} observations and actions, not {sizes}")
@@ -922,11 +895,11 @@ def env_maker_of(policy, **changes):
 class Episode:
     """One episode, from `seed`: flattens and checks what goes in and out. Raises EnvError."""
 
-    LONGEST = 100_000  # steps, for environments that declare no limit of their own
+    LONGEST = 100_000  # steps, where there is no limit
 
     def __init__(self, env, seed):
         self.env, self.seed, self.space = env, int(seed), env.action_space
-        self.size = int(np.prod(env.observation_space.shape))
+        self.size = math.prod(env.observation_space.shape)
         self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
         obs, _ = self.call(env.reset, seed=self.seed, returns=2)
         self.obs = self.checked("observation", obs, np.float32, self.size)
@@ -951,18 +924,17 @@ class Episode:
             if returns and len(result) != returns:
                 raise TypeError(f"{method.__name__} returned {len(result)} things, not {returns}")
             return result
-        except Exception as error:  # whose traceback is shown, as it is of the user's own code
+        except Exception as error:  # whose traceback is shown
             raise self.error(f"{type(error).__name__}: {error}") from error
 
     def checked(self, name, value, dtype, size):
         try:
-            array = np.array(value, dtype).reshape(size)  # a copy, as some return the same array
-            if all(map(math.isfinite, array.tolist())):  # for few numbers faster than NumPy
+            array = np.array(value, dtype).reshape(size)  # a copy
+            if all(map(math.isfinite, array.tolist())):  # faster than NumPy
                 return array
         except (TypeError, ValueError, OverflowError):
             pass
-        numbers = "1 finite number" if size == 1 else f"{size} finite numbers"
-        raise self.error(f"{name} {one_line(value)} is not {numbers}")
+        raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
 
     def error(self, what):
         where = f"at step {self.length} of the episode with seed {self.seed}"
@@ -970,12 +942,12 @@ class Episode:
 
 
 def evaluate(agent, make_env, seeds):
-    """One deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
+    """One deterministic episode per seed, each in an environment made anew, or EnvError.
 
-    make_env makes a new environment each time. Raises EnvError for one that misbehaves.
+    -> returns (N,), lengths (N,), in the order of `seeds`.
     """
-    returns, lengths = [], []
-    for i in range(0, len(seeds), 100):  # side by side, as many as memory surely has room for
+    finished = []
+    for i in range(0, len(seeds), 100):  # side by side
         episodes = [Episode(make_env(), seed) for seed in seeds[i : i + 100]]
         while running := [e for e in episodes if not e.over]:
             actions = agent.act(np.stack([e.obs for e in running]))
@@ -983,21 +955,21 @@ def evaluate(agent, make_env, seeds):
                 episode.step(action)
         for episode in episodes:
             episode.env.close()
-        returns += [e.ret for e in episodes]
-        lengths += [e.length for e in episodes]
+        finished += [(e.ret, e.length) for e in episodes]
+    returns, lengths = zip(*finished)
     return np.array(returns), np.array(lengths)
 
 
 def summary(returns, lengths):
-    """Statistics of episodes: their number, the mean, sd and range of returns, the mean length."""
+    """Statistics of episodes: number, mean, sd and range of returns, mean length."""
     stats = {name: getattr(returns, name)() for name in ("mean", "std", "min", "max")}
     return dict(episodes=len(returns), **stats, length=lengths.mean())
 
 
 # ---- training ----
 
-# No policy is tested on episodes that it was trained on or chosen by. Seeds of final tests start
-# at 0, those of the evaluations that choose the best policy, and those of training, here
+# Seeds of final tests start at 0, those of evaluations, which choose the best policy, and of
+# training here: no policy is tested on what it has seen
 SELECTION_SEEDS, TRAINING_SEEDS = 1_000_000, 2**31
 CONFIRM_EPISODES = TEST_EPISODES = 100
 
@@ -1007,20 +979,20 @@ class Training:
 
     env: None for config.env, an id, a function that makes one, or a gymnasium.Env, of which
     evaluation uses copies. agent: Agent, or a class of your own. Raises UsageError for what DDPG
-    cannot control, EnvError for what misbehaves. Call `tune` first, as the command line does.
+    cannot control, EnvError for what misbehaves. Call `tune` first.
     """
 
     def __init__(self, config, env=None, device="cpu", agent=Agent):
         if isinstance(env, str):
             config, env = replace(config, env=env), None
-        if env is not None:  # what its files will say: an id only without arguments and wrappers
+        if env is not None:  # an id only without arguments and wrappers
             spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
             plain = spec and spec == gym.registry.get(spec.id)
             name = spec.id if plain else getattr(env, "__name__", type(bare).__name__)
             config = replace(config, env=name)
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, probe = env_makers(config, env)
-        obs_dim, space = int(np.prod(probe.observation_space.shape)), probe.action_space
+        obs_dim, space = math.prod(probe.observation_space.shape), probe.action_space
         self.agent = agent(obs_dim, space.low, space.high, config, device)
         sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
@@ -1033,8 +1005,7 @@ class Training:
         self.step, self.episodes, self.episode = 0, 0, None  # None: between two episodes
         self.filled_from = 0  # the step since which there is a replay
         self.returns, self.lengths = [], []  # of the latest 10 episodes
-        # The highest evaluation mean, and the step at which solved_at was confirmed
-        self.best, self.solved = -np.inf, None
+        self.best, self.solved = -np.inf, None  # mean of evaluation; step
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
 
@@ -1054,7 +1025,7 @@ class Training:
         c, agent, step = self.config, self.agent, self.step + 1
         if self.episode is None:
             self.start_episode()
-        # Act: at random to begin with, then as the actor says plus noise, annealed linearly
+        # Act: at random at first, then as the actor says plus noise, annealed linearly
         obs = self.episode.obs
         if step <= c.learning_starts:
             act = self.rng.uniform(-1, 1, len(agent.low))
@@ -1064,7 +1035,7 @@ class Training:
                 annealing = [0, c.noise_anneal * c.total_steps]
                 sigma = np.interp(step, annealing, [c.noise_sigma, c.noise_sigma_end])
             act = (agent.act_unit(obs) + self.noise(sigma)).clip(-1, 1)
-        # Remember the action just as it is executed
+        # Remember the action as it is executed
         act = act.astype(np.float32)
         rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
         self.buffer.add(obs, act, c.reward_scale * rew, next_obs, terminated, truncated)
@@ -1077,13 +1048,13 @@ class Training:
             self.end_episode()
 
     def start_episode(self):
-        """In an environment made afresh, as reset does not undo everything, from its own seed."""
+        """From its own seed, in a new environment, as reset does not undo everything."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.noise.reset()
         self.episode = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2)  # below 2^32
 
     def end_episode(self):
-        """Note how it went. Between two episodes, the run can be saved and gone on with."""
+        """Note how it went. Now the run can be saved and resumed."""
         e = self.episode
         row = {"step": self.step, "episode": self.episodes, "seed": e.seed, "return": e.ret}
         self.add_row("episodes.csv", row | {"length": e.length, "terminated": e.terminated})
@@ -1099,24 +1070,22 @@ class Training:
         self.tables[table] += [",".join(line) + "\n" for line in lines]
 
     def evaluate(self):
-        """Evaluate the policy -> a row of progress.csv. More episodes confirm what looks solved."""
-        c, agent, best = self.config, self.agent, self.best
+        """-> a row of progress.csv. More episodes confirm what looks solved."""
+        c, agent = self.config, self.agent
         goal = np.inf if c.solved_at is None else c.solved_at
-        n_seeds = max(CONFIRM_EPISODES, c.eval_episodes)
-        for n in c.eval_episodes, n_seeds:
+        for n in sorted({c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes)}):
             seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + n)
             returns, lengths = evaluate(agent, self.make_eval_env, seeds)
-            if returns.mean() < goal or n == n_seeds:
+            if returns.mean() < goal:
                 break
         if returns.mean() >= goal and self.solved is None:
             self.solved = self.step
-        self.best = max(best, returns.mean())
-        self.is_best = bool(self.best > best)
+        self.is_best = bool(returns.mean() > self.best)
+        self.best = max(self.best, returns.mean())
         seconds = time.perf_counter() - self.started
         losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
-        row |= dict(steps_per_s=self.step / seconds)
-        row |= dict(train_return=np.mean(self.returns) if self.returns else np.nan)
+        row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
         row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
         row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / c.reward_scale)
         self.add_row("progress.csv", row)
@@ -1127,8 +1096,7 @@ class Training:
     def state(self):
         """All that the rest of the run depends on, between two episodes -> arrays, meta.
 
-        What you add to a training goes in here and into `restore`, or into FIELDS; what you add to
-        an agent, into its `state_dict`.
+        What you add goes in here and into `restore`, or into FIELDS, or an agent's `state_dict`.
         """
         arrays = {"torch_rng": torch.get_rng_state().numpy()}
         meta = {name: getattr(self, name) for name in self.FIELDS}
@@ -1136,15 +1104,15 @@ class Training:
         meta |= dict(seconds=time.perf_counter() - self.started, written=self.buffer.written)
         if self.config.save_replay:
             arrays["rows"] = self.buffer.rows[: len(self.buffer)].cpu().numpy()
-        return arrays, meta | self.circumstances() | {"machine": MACHINE}
+        return arrays, meta | self.circumstances()
 
     def circumstances(self):
         """What config.json says."""
         device, threads = str(self.agent.device), torch.get_num_threads()
-        return dict(config=asdict(self.config), versions=VERSIONS, device=device, threads=threads)
+        return dict(config=asdict(self.config), machine=MACHINE, device=device, threads=threads)
 
     def restore(self, arrays, meta):
-        """Go on from what `state` returned: exactly, but for a replay that was not saved."""
+        """Go on from what `state` returned: exactly, but for a replay that is not in it."""
         vars(self).update({name: meta[name] for name in self.FIELDS})
         self.agent.load_state_dict(unpack(meta["agent"], arrays))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
@@ -1160,31 +1128,29 @@ class Training:
 def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
     """Train to the end -> the agent of the last step. env, agent: as in Training.
 
-    out: a new folder for tables, policies and state; load(out) is the best policy. threads: see
-    `tune`. For the tuned values of an environment, pass Config.preset(id).
+    out: a new folder for tables, policies and state; load(out) is the best policy.
     """
     tune(config, threads)
     run = Training(config, env, device, agent)
-    with closing(record(run, new_folder(out)) if out else iter(run)) as steps:
-        for _ in steps:
-            pass
+    for _ in record(run, new_folder(out)) if out else run:
+        pass
     return run.agent
 
 
 # ---- a run's folder ----
 
-# The state is saved as long after the last time as the run has taken, at most so many seconds
-# after it, and for at most this share of the time
+# The state is saved when the run is twice as old, after at most so many seconds, and for at most
+# this share of the time
 SAVE_EVERY, SAVE_SHARE = 60.0, 0.02
 
 
 def new_folder(folder):
-    """Make the folder of a new run. Raises UsageError rather than mix it with what is there."""
+    """Make the folder of a new run, or UsageError."""
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            text = f"{folder} is not empty: if it is a run, --resume {shlex.quote(str(folder))}"
-            raise UsageError(f"{text} goes on,\nor choose another --seed or --out")
+            text = f"{folder} is not empty: go on by --resume {shlex.quote(str(folder))}, or"
+            raise UsageError(f"{text} choose another --seed or --out")
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error}") from None
@@ -1192,7 +1158,7 @@ def new_folder(folder):
 
 
 def lock(folder):
-    """Keep the folder for this process until the handle returned is closed, or UsageError."""
+    """Keep the folder for this process until this handle is closed, or UsageError."""
     try:
         import fcntl
     except ImportError:  # Windows, which has no such locks
@@ -1202,7 +1168,7 @@ def lock(folder):
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise UsageError(f"{folder} is in use: another training is writing to it") from None
+        raise UsageError(f"{folder} is in use by another training") from None
     return handle
 
 
@@ -1210,53 +1176,51 @@ def record(run, folder):
     """Iterate over a Training and keep its folder: a new one, or that of the run resumed.
 
     The state is saved between two episodes; what a kill loses after that, resuming computes again.
-    A full disk delays files, with a warning; an agent that has diverged is not saved. Raises
-    OSError if the last save fails.
+    A full disk delays files; an agent that has diverged is not saved. Raises OSError if the last
+    save fails.
     """
     folder, agent, c = Path(folder), run.agent, run.config
-    waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}  # to be written
+    waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}
     began, save_at, warned = time.perf_counter(), 0.0, False
     handle = lock(folder)
 
     def sound():
-        return all(bool(agent.flat[name].data.isfinite().all()) for name in ("actor", "critic"))
+        return all(agent.flat[name].data.isfinite().all() for name in ("actor", "critic"))
 
-    def add_policy(*names):
+    def add_policy(names):
         if names and sound():
             score = run.evaluation and run.evaluation["eval_mean"]
             agent.save(file := io.BytesIO(), c.env, run.step, score)
             waiting.update(dict.fromkeys(names, file.getvalue()))
 
     def save(state):
-        """Write what waits and, if asked to, the state: its predecessor stays until it is whole."""
+        """Write what waits and, if asked to, the state."""
         waiting.update({name: "".join(rows).encode() for name, rows in run.tables.items() if rows})
         for name, data in list(waiting.items()):
-            write(folder / name, lambda file, data=data: file.write(data))
+            write(folder / name, lambda file: file.write(data))
             del waiting[name]
         if state and sound():
             arrays, meta = run.state()
-            previous = folder / "state.previous.npz"
-            write(folder / "state.npz", lambda file: write_npz(file, arrays, **meta), previous)
+            write_npz(folder / "state.npz", arrays, folder / "state.previous.npz", **meta)
 
     def finish():
-        add_policy("last.npz")
-        save(state=run.episode is None)
+        add_policy(["last.npz"])
+        save(run.episode is None)
 
     for path in folder.rglob("*.tmp"):
-        path.unlink(missing_ok=True)  # a killed run was writing it
+        path.unlink(missing_ok=True)  # of a killed run
     try:
         for _ in run:
-            snapshot = run.step % math.ceil(c.total_steps / 50) == 0
-            names = [f"policies/{run.step:012d}.npz"] if snapshot else []
-            if run.evaluation:
-                names += ["last.npz", "best.npz"] if run.is_best else ["last.npz"]
-            add_policy(*names)
+            names = ["last.npz", "best.npz"][: 1 + run.is_best] if run.evaluation else []
+            if run.step % math.ceil(c.total_steps / 50) == 0:
+                names.append(f"policies/{run.step:012d}.npz")
+            add_policy(names)
             now = time.perf_counter()
             near_end = run.step + max(run.lengths, default=0) >= c.total_steps
             due = run.episode is None and (now >= save_at or near_end)
             try:
                 if run.evaluation or due:
-                    save(state=due)
+                    save(due)
                 if due:
                     done = time.perf_counter()
                     save_at = done + max(min(SAVE_EVERY, now - began), (done - now) / SAVE_SHARE)
@@ -1266,7 +1230,7 @@ def record(run, folder):
                 warned, save_at = True, now + 1
             yield run
         finish()
-    except (EnvError, GeneratorExit):  # raised between two updates; others may be within one
+    except (EnvError, GeneratorExit):  # others may come within an update
         finish()
         raise
     finally:
@@ -1274,18 +1238,12 @@ def record(run, folder):
 
 
 def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
-    """The Training whose folder this is, as it was last saved, with its `tune`.
+    """The Training whose folder this is, as it was last saved, with its `tune`, or UsageError.
 
-    env, agent: as in Training. changes: to its Config, of which few are possible. Raises
-    UsageError if it cannot go on.
+    env, agent: as in Training. changes: to its Config, of which few are possible.
     """
     folder = Path(folder)
-    states = [p for p in (folder / "state.npz", folder / "state.previous.npz") if p.exists()]
-    if not states:
-        raise UsageError(
-            f"{folder} has no state.npz: it is not the folder of a run, or that run "
-            "was killed before it was first saved. Delete it, and start again"
-        )
+    states = existing(folder, "state.npz", "state.previous.npz")
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
     try:
@@ -1293,13 +1251,12 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     except UsageError:  # the disk has spoilt it
         arrays, meta = read_npz(states[-1])
     try:
-        old = Config(**meta["config"])
+        old, free = Config(**meta["config"]), ("total_steps", "stop_when_solved", "save_replay")
         config = replace(old, **changes)
-        free = ("total_steps", "stop_when_solved", "save_replay")
-        names = [f.name for f in fields(Config) if f.name not in free]
-        pairs = [(name, getattr(old, name), getattr(config, name)) for name in names]
-        if fixed := [f"{name} {a} -> {b}" for name, a, b in pairs if a != b]:
-            raise UsageError(f"a run keeps its own configuration, without {', '.join(fixed)}")
+        pairs = zip(vars(old).items(), vars(config).values())
+        fixed = [f"{k} {a} -> {b}" for (k, a), b in pairs if a != b and k not in free]
+        if fixed:
+            raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)
         run.restore(arrays, meta)
@@ -1308,7 +1265,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     if meta["machine"] != MACHINE:
         warn(f"saved on {meta['machine']}: last bits may differ")
     if "rows" not in arrays:
-        warn(f"without the replay, no updates for {config.learning_starts:,} steps")
+        warn(f"no updates for {config.learning_starts:,} steps, without the replay")
     return run
 
 
@@ -1316,19 +1273,16 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
 
 
 def parse(argv):
-    """The command line -> options, and the fields of Config that it sets. Raises UsageError."""
+    """argv -> options, and the fields of Config that it sets, or UsageError."""
 
     def refuse(message):
         raise UsageError(f"{message}; --help lists all flags")
 
-    def JSON(text):  # argparse calls it by this name
-        return json.loads(text)
-
-    presets = ["presets, which any flag overrides:"]
+    kind = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
+    parser.epilog = "presets, which any flag overrides:"
     for env, preset in PRESETS.items():
-        presets.append(f"  {env}: " + ", ".join(f"{k} {v}" for k, v in preset.items()))
-    layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter, epilog="\n".join(presets))
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, **layout)
+        parser.epilog += f"\n  {env}: " + ", ".join(f"{k} {v}" for k, v in preset.items())
     parser.error, add = refuse, parser.add_argument
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
@@ -1343,29 +1297,29 @@ def parse(argv):
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
-        item, several = type_of(f)
-        kind = dict(type=item, metavar=item.__name__, nargs="+" if several else None)
+        item, *several = get_args(f.type) or [f.type]
+        kind = dict(type=json.loads if item is dict else item, metavar=item.__name__)
         if item is bool:
             kind = dict(action=argparse.BooleanOptionalAction)
-        if item is dict:
-            kind = dict(type=JSON, metavar="JSON")
-        text = f.metadata["help"] + ("" if f.default is None else f" (default {f.default})")
+        if several:
+            kind["nargs"] = "+"
+        text = f.metadata["help"] + f" (default {f.default})" * (f.default is not None)
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
     options = parser.parse_args(argv)
+    options.quiet |= options.json
     if "" in (options.eval, options.resume, options.out):
         refuse("--eval, --resume and --out need a name")
-    names = [f.name for f in fields(Config) if hasattr(options, f.name)]
-    explicit = {name: getattr(options, name) for name in names}
+    explicit = {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
-        refuse(f"--eval keeps the policy's own configuration, without {', '.join(sorted(fixed))}")
-    if options.episodes < 1 or options.threads is not None and not 1 <= options.threads <= 256:
+        refuse(f"--eval keeps the policy's configuration, without {', '.join(sorted(fixed))}")
+    if options.episodes < 1 or options.threads not in (None, *range(1, 257)):
         refuse("--episodes must be at least 1, --threads 1 to 256")
     return options, explicit
 
 
 def print_test(policy, make_env, options, **more):
-    """Test a policy on episodes that neither its training nor its choice saw, and print it."""
+    """Test a policy on episodes that neither its training nor its choice saw."""
     result = {key: policy.meta[key] for key in ("path", "env", "step")} | more
     result |= summary(*evaluate(policy, make_env, range(options.episodes)))
     text = "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test "
@@ -1374,10 +1328,10 @@ def print_test(policy, make_env, options, **more):
 
 
 def train_command(options, explicit):
-    """Train or resume until done or stopped by a signal, with a live view; test the best policy."""
+    """Train or resume, until done or stopped by a signal; test the best policy -> exit code."""
     device, viewer = options.device, Path(__file__).with_name("viewer.py")
     if options.watch and not viewer.exists():
-        raise UsageError(f"--watch needs viewer.py beside ddpg.py, in {viewer.parent}")
+        raise UsageError(f"--watch needs {viewer}")
     if options.resume:
         folder, device = Path(options.resume), None if device == "auto" else device
         run = resume(folder, device=device, threads=options.threads, **explicit)
@@ -1391,40 +1345,39 @@ def train_command(options, explicit):
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         folder = new_folder(options.out or name)
     c, signals, named = run.config, [], shlex.quote(str(folder))
-    quiet = options.quiet or options.json
 
     def say(text):
-        if not quiet:
+        if not options.quiet:
             print(text, flush=True)
 
     def on_signal(number, frame):
+        if steps.gi_frame is None:  # the training has ended
+            sys.exit(128 + number)
         if signals:
-            os._exit(128 + number)  # what is on disk stays as it is
+            os._exit(128 + number)
         signals.append(number)
-        with suppress(OSError):  # not by print, which may be under way
-            os.write(2, b"\nFinishing the episode, to save after it. Once more leaves at once.\n")
+        with suppress(OSError):  # print may be under way
+            os.write(2, b"\nFinishing the episode, to save. Once more leaves at once.\n")
 
+    steps = record(run, folder)
     for number in signal.SIGINT, signal.SIGTERM:
         signal.signal(number, on_signal)
     say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
     say("      step  episodes  steps/s  last returns  evaluation")
     if c.total_steps <= c.learning_starts:
-        say(f"nothing is learnt in the first {c.learning_starts:,} steps: --learning-starts")
-    steps = record(run, folder)
+        say(f"nothing is learnt in {c.learning_starts:,} steps: --learning-starts")
     try:
-        for _ in steps if quiet else watch(steps):
+        for _ in steps if options.quiet else watch(steps):
             if options.watch:
                 subprocess.Popen([sys.executable, viewer, folder, "--live"])
                 options.watch = False
             if signals and run.episode is None:
                 break
     except EnvError as error:
-        text = f"{error}\nthe agent of step {run.step:,} is in {folder}, or if it has diverged, "
-        raise EnvError(f"{text}a former one: try lower --actor-lr") from error.__cause__
+        text = f"the agent of step {run.step:,} is in {folder}, or one before it diverged"
+        raise EnvError(f"{error}\n{text}: try lower --actor-lr") from error.__cause__
     finally:
         steps.close()  # which saves
-        for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, lambda number, frame: sys.exit(128 + number))
     if signals:
         say(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {named}")
         return 128 + signals[0]
@@ -1433,17 +1386,15 @@ def train_command(options, explicit):
     say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
     named += f" --env {c.env}" * (":" in c.env)
-    say(
-        f"Next:\n  python ddpg.py --eval {named}"
-        + f"\n  python viewer.py {named}" * viewer.exists()
-    )
+    text = f"Next:\n  python ddpg.py --eval {named}"
+    say(text + f"\n  python viewer.py {named}" * viewer.exists())
     return 0
 
 
 def watch(steps):
-    """Pass on the steps of a training, with a line per evaluation, and a live one on terminals."""
+    """Pass steps on, with a line per evaluation and, on terminals, a live one."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
-    due, score = 0.0, "-"
+    due = 0.0
     for run in steps:
         now, row = time.perf_counter(), run.evaluation
         if not row and (not live or now < due):
@@ -1451,40 +1402,42 @@ def watch(steps):
             continue
         last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
         speed = run.step / (now - run.started)
+        text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
         if row:
-            score = f"{row['eval_mean']:.1f} ± {row['eval_std']:.1f}"
-            text = f"{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  {score}"
-            text += f" over {row['eval_episodes']} episodes" + ", the best yet" * run.is_best
-            print(live + text, flush=True)
+            score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes".format(**row)
+            print(text + score + ", the best yet" * run.is_best, flush=True)
         if live:
             due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)
-            text = f"{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  < {left:,.0f} s left"
+            text += f"< {left:,.0f} s left"
             width = shutil.get_terminal_size().columns - 1  # it must not wrap
-            print(live + text[:width], end="", flush=True)
+            print(text[: len(live) + width], end="", flush=True)
         yield run
     print(live, end="")
 
 
 def main(argv=None):
     """Run the command line -> its exit code: 0, 1 failed, 2 refused, 130 or 143 for a signal."""
-    gym.logger.min_level = gym.logger.ERROR  # its advice on old versions comes as an error too
-    with suppress(AttributeError, OSError):  # where stdout is closed or no file
+    gym.logger.min_level = gym.logger.ERROR  # its advice on versions comes as an error too
+    with suppress(AttributeError, OSError):  # where it is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
         options, explicit = parse(argv)
-        sys.path.append(os.getcwd())  # where the module of --env module:Id may be
+        sys.path.append(os.getcwd())  # for --env module:Id
         if not options.eval:
             return train_command(options, explicit)
         policy = load(options.eval, "cpu" if options.device == "auto" else options.device)
         tune(policy.config, options.threads or 1)
         print_test(policy, env_maker_of(policy, **explicit), options)
         return 0
-    except (UsageError, EnvError) as error:
-        if isinstance(error, EnvError) and error.__cause__:
+    except UsageError as error:
+        warn(error)
+        return 2
+    except EnvError as error:
+        if error.__cause__:
             traceback.print_exception(error.__cause__)
         warn(error)
-        return 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:  # nobody reads any more what it prints
+        return 1
+    except BrokenPipeError:  # nobody reads what it prints
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
