@@ -27,11 +27,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections import deque
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -41,6 +40,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 # ---- configuration ----
 
@@ -278,9 +278,12 @@ class Flat:
         for p, data in zip(self.params, self.data.split(sizes)):
             p.data = data.view_as(p)
         self.places = [p.data_ptr() for p in self.params]
-        # What does not learn: running statistics, frozen layers
-        self.rest = [p for p in network.parameters() if not p.requires_grad]
-        self.rest += network.buffers()
+        self.has_rest = bool(self.rest())
+
+    def rest(self):
+        """What does not learn, but belongs to the network: running statistics, frozen layers."""
+        frozen = [p for p in self.network.parameters() if not p.requires_grad]
+        return frozen + list(self.network.buffers())
 
     def gather(self):
         """Bring gradients into the vector, of which zero_grad() takes them out."""
@@ -294,8 +297,9 @@ class Flat:
     def follow(self, other, tau):
         """Polyak averaging: go the part `tau` of the way to another network of this kind."""
         self.data.lerp_(other.data, tau)
-        for mine, theirs in zip(self.rest, other.rest):
-            mine.copy_(theirs)
+        if self.has_rest:
+            for mine, theirs in zip(self.rest(), other.rest()):
+                mine.copy_(theirs)
 
     def check(self, network):
         """Raise RuntimeError if these are not the parameters of `network`."""
@@ -391,8 +395,7 @@ class Agent:
             raise UsageError(f"obs_scale: {len(config.obs_scale)} sizes, {obs_dim} observations")
         if not (np.isfinite([self.low, self.high]).all() and (self.low <= self.high).all()):
             raise ValueError(f"actions need finite bounds, not from {low} to {high}")
-        with SEEDING, torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(config.seed)
+        with FromSeed(config.seed):
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
             check_networks(self)
@@ -453,6 +456,9 @@ class Agent:
             raise ValueError(f"R and discount must be ({len(obs)}, 1), for obs {tuple(obs.shape)}")
         if self.updates % self.MEASURE_EVERY == 1:
             self.measure(obs, act, target_q)
+        if len(self.by_hand) < 2:  # networks of your own may differ as they learn
+            self.actor.train()
+            self.critic.train()
         self.descend(self.critic_optimizer, self.critic_loss, obs, act, target_q)
         # Delayed updates: the actor climbs the first critic, and the targets follow
         if self.updates % config.policy_delay == 0:
@@ -462,28 +468,30 @@ class Agent:
 
     def descend(self, optimizer, loss, *batch):
         """One step of the optimizer down the gradient of loss(*batch), a scalar."""
-        gradient = self.by_hand.get(getattr(loss, "__func__", None))
-        if gradient:  # the same in half of the time, see Speed
+        name, gradient = self.by_hand.get(getattr(loss, "__func__", None), (None, None))
+        # The same in half of the time, see Speed
+        if name and loss.__self__ is self and only_of(self.flat[name], optimizer):
             gradient(self, *batch)
         else:
-            for network in self.actor, self.critic:
-                if not network.training:
-                    network.train()
             optimizer.zero_grad()
             loss(*batch).backward()
         optimizer.step()
 
     @functools.cached_property
     def by_hand(self):
-        """Gradients by hand, while networks and losses are the file's own: {loss: gradient}."""
+        """{loss: (network, gradient by hand)}, while these are the file's own."""
         return gradients_that_agree(self)
 
     def measure(self, obs, act, target_q):
         """Running means of the losses and of Q, for progress.csv; also checks the networks."""
+        if self.updates % (10 * self.MEASURE_EVERY) == 1:
+            check_gradients(self, obs, act, target_q)
         for name, flat in self.flat.items():
             flat.check(getattr(self, name).eval())  # where dropout draws nothing
+        if self.actor(obs).abs().max() > 1:
+            raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
         losses = self.critic_loss(obs, act, target_q), self.actor_loss(obs, act)
-        latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach()
+        latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach().float()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
 
     def state_dict(self):
@@ -566,7 +574,8 @@ def backward_by_hand(tape, grad, of_input=False):
         x, w, norm, weight, bias = tape.pop()
         if not of_input:
             if weight.grad is None or bias.grad is None:  # after zero_grad()
-                weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
+                with torch.inference_mode(False):  # as others may change them
+                    weight.grad, bias.grad = torch.zeros_like(weight), torch.zeros_like(bias)
             bmm(x.mT, grad, out=weight.grad)
             torch.sum(grad, 1, keepdim=True, out=bias.grad)
         if tape or of_input:
@@ -618,9 +627,9 @@ def gradients_that_agree(agent):
         with suppress(Exception), torch.random.fork_rng(devices=[]):  # autograd will say the same
             codes = loss.__code__, getattr(Original, f"{name}_loss").__code__
             ours, original = ((c.co_code, c.co_names, c.co_consts[1:]) for c in codes)
-            frozen = agent.flat[name].rest
+            frozen = agent.flat[name].has_rest
             if ours == original and not frozen and same_gradient(agent, name, loss, gradient):
-                agree[loss] = gradient
+                agree[loss] = name, gradient
         if loss not in agree:
             warn(f"{name}_loss by autograd, as changed here")
     return agree
@@ -632,23 +641,44 @@ def same_gradient(agent, name, loss, gradient):
     trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
     trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
-    flat = trial.flat[name]
     for of_params, of_obs, of_target in (0.1, 1, 1), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6):
-        for each in trial.flat.values():
-            each.data.copy_(of_params * draw(len(each.data)))
+        for flat in trial.flat.values():
+            flat.data.copy_(of_params * draw(len(flat.data)))
         obs, act = of_obs * draw(32, agent.obs_dim), draw(32, len(agent.low)).clamp(-1, 1)
-        batch = [obs, act, of_target * draw(32, 1)][: 3 if name == "critic" else 2]
-        batch = [x.to(agent.device) for x in batch]
-        grads = []
-        for side in lambda *batch: loss(*batch).backward(), gradient:
-            flat.gather()
-            flat.grad.zero_()  # what the other side left
-            side(trial, *batch)
-            flat.gather()
-            grads.append(flat.grad.clone())
-        if not (grads[0] - grads[1]).norm() <= 1e-4 * grads[0].norm():  # nor nan
+        batch = [x.to(agent.device) for x in (obs, act, of_target * draw(32, 1))]
+        if not difference(trial, name, loss, gradient, batch) <= 1e-4:  # nor nan
             return False
     return True
+
+
+def difference(agent, name, loss, gradient, batch):
+    """How far a gradient by hand is from autograd's, as a part of it."""
+    flat, grads = agent.flat[name], []
+    for side in lambda *batch: loss(*batch).backward(), gradient:
+        flat.gather()
+        flat.grad.zero_()  # what the other side left
+        side(agent, *(batch if name == "critic" else batch[:2]))
+        flat.gather()
+        grads.append(flat.grad.clone())
+    return (grads[0] - grads[1]).norm() / grads[0].norm().clamp(min=1e-30)
+
+
+def check_gradients(agent, *batch):
+    """Raise RuntimeError if, on a real batch, a gradient by hand is no longer autograd's."""
+    for loss, (name, gradient) in agent.by_hand.items():
+        for network in agent.actor, agent.critic:
+            network.train()
+        if difference(agent, name, loss, gradient, batch) > 1e-3:
+            text = "its network has changed, or has hooks: set agent.by_hand = {} beforehand"
+            raise RuntimeError(f"the gradient of {name}_loss by hand is not autograd's: {text}")
+
+
+def only_of(flat, optimizer):
+    """Whether an optimizer moves nothing but parameters of this vector."""
+    if isinstance(optimizer, Adam):
+        return optimizer.flat is flat
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return held <= {id(p) for p in flat.params}
 
 
 def tune(config, threads=None):
@@ -665,8 +695,6 @@ def tune(config, threads=None):
 
 
 # ---- checks ----
-
-SEEDING = threading.RLock()  # one agent at a time draws from torch's global generator
 
 
 def one_line(value):
@@ -692,6 +720,23 @@ def checked(f, value):
             span = "" if low is None else f" between {low:,} and {high:,}"
             raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
     return tuple(values) if several else values[0]
+
+
+class FromSeed(TorchFunctionMode):
+    """Lets torch draw, within it and in this thread, from a generator of its own."""
+
+    DRAWS = (
+        "uniform_ normal_ kaiming_uniform_ bernoulli_ exponential_ log_normal_ cauchy_ geometric_ "
+        "random_ rand randn randint randperm normal multinomial bernoulli poisson "
+        "rand_like randn_like randint_like"
+    ).split()
+
+    def __init__(self, seed):
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        drawn = {"generator": self.generator} if function.__name__ in self.DRAWS else {}
+        return function(*args, **(kwargs or {}) | drawn)
 
 
 @torch.no_grad()
@@ -756,21 +801,24 @@ def read_npz(path):
 def pack(tree, arrays):
     """Dicts and lists as JSON has them, with their tensors in `arrays`."""
 
-    def put(tensor):
+    def put(value):
+        if not torch.is_tensor(value):
+            return value.item()  # a number of NumPy's
         name = f"tensor{len(arrays)}"
-        arrays[name] = tensor.cpu().numpy()
+        arrays[name] = value.detach().cpu().numpy()
         return {"__tensor__": name}
 
     return json.loads(json.dumps(tree, default=put))
 
 
 def unpack(tree, arrays):
-    """What `pack` was given; torch's optimizers number their parameters."""
+    """What `pack` was given; torch's optimizers number their parameters' dicts."""
 
     def get(found):
         if "__tensor__" in found:
             return torch.from_numpy(arrays[found["__tensor__"]])
-        return {int(key) if key.isdigit() else key: value for key, value in found.items()}
+        numbered = all(key.isdigit() and isinstance(v, dict) for key, v in found.items())
+        return {int(key): v for key, v in found.items()} if numbered else found
 
     return json.loads(json.dumps(tree), object_hook=get)
 
@@ -799,7 +847,7 @@ def load(path, device="cpu"):
         with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
             states = [network(*sizes, bare).state_dict() for network in (Actor, Critic)]
         nbytes = sum(tensor.nbytes for state in states for tensor in state.values())
-        if nbytes != sum(array.nbytes for array in arrays.values()):
+        if nbytes > sum(array.nbytes for array in arrays.values()):
             raise ValueError("its arrays are not those of its networks")
         agent = Agent(sizes[0], *bounds, config, device)
         for name, network in ("actor", agent.actor), ("critic", agent.critic):
@@ -985,6 +1033,7 @@ class Training:
     def __init__(self, config, env=None, device="cpu", agent=Agent):
         if isinstance(env, str):
             config, env = replace(config, env=env), None
+        self.env_given = env is not None
         if env is not None:  # an id only without arguments and wrappers
             spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
             plain = spec and spec == gym.registry.get(spec.id)
@@ -1101,15 +1150,16 @@ class Training:
         arrays = {"torch_rng": torch.get_rng_state().numpy()}
         meta = {name: getattr(self, name) for name in self.FIELDS}
         meta |= dict(agent=pack(self.agent.state_dict(), arrays), rng=self.rng.bit_generator.state)
+        meta |= dict(made_by=type(self.agent).__name__, env_given=self.env_given)
         meta |= dict(seconds=time.perf_counter() - self.started, written=self.buffer.written)
         if self.config.save_replay:
             arrays["rows"] = self.buffer.rows[: len(self.buffer)].cpu().numpy()
-        return arrays, meta | self.circumstances()
+        return arrays, meta | self.circumstances() | {"machine": MACHINE}
 
     def circumstances(self):
         """What config.json says."""
         device, threads = str(self.agent.device), torch.get_num_threads()
-        return dict(config=asdict(self.config), machine=MACHINE, device=device, threads=threads)
+        return dict(config=asdict(self.config), versions=VERSIONS, device=device, threads=threads)
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned: exactly, but for a replay that is not in it."""
@@ -1132,8 +1182,9 @@ def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
     """
     tune(config, threads)
     run = Training(config, env, device, agent)
-    for _ in record(run, new_folder(out)) if out else run:
-        pass
+    with closing(record(run, new_folder(out)) if out else iter(run)) as steps:
+        for _ in steps:
+            pass
     return run.agent
 
 
@@ -1259,6 +1310,9 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
             raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)
+        if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
+            own = f"agent={meta['made_by']}" + " and env=.. of your own" * meta["env_given"]
+            raise UsageError(f"{folder} was trained with {own}: pass them to resume again")
         run.restore(arrays, meta)
     except (KeyError, TypeError, RuntimeError, AssertionError) as error:  # without CUDA, the last
         raise UsageError(f"{folder} cannot be resumed: {one_line(repr(error))}") from error
@@ -1277,6 +1331,9 @@ def parse(argv):
 
     def refuse(message):
         raise UsageError(f"{message}; --help lists all flags")
+
+    def JSON(text):  # argparse calls it by this name
+        return json.loads(text)
 
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
@@ -1298,7 +1355,9 @@ def parse(argv):
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
         item, *several = get_args(f.type) or [f.type]
-        kind = dict(type=json.loads if item is dict else item, metavar=item.__name__)
+        kind = dict(type=item, metavar=item.__name__)
+        if item is dict:
+            kind = dict(type=JSON, metavar="JSON")
         if item is bool:
             kind = dict(action=argparse.BooleanOptionalAction)
         if several:

@@ -1330,6 +1330,135 @@ def test_agent_learns_in_the_readmes_loop_of_ones_own():
     assert distance(names["agent"]) < 0.3 * distance(fresh)
 
 
+# What a second reader found
+
+
+def clip_norm(agent, optimizer):
+    network = agent.critic if optimizer is agent.critic_optimizer else agent.actor
+    nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+
+
+def halve(agent, optimizer):
+    for network in agent.actor, agent.critic:
+        for p in network.parameters():
+            p.grad is not None and p.grad.mul_(0.5)
+
+
+@pytest.mark.parametrize("touch", [clip_norm, halve])
+@pytest.mark.parametrize("optimizer", [None, torch.optim.Adam, torch.optim.SGD])
+def test_agent_lets_gradients_by_hand_be_changed_before_the_step(touch, optimizer):
+    """As one line in `descend` does it; the gradients must not belong to inference mode."""
+    agents = [stir(an_agent(algo="ddpg", by_hand=by_hand)) for by_hand in (True, False)]
+    for agent in agents:
+        for name in ("actor", "critic") if optimizer else ():
+            parameters = getattr(agent, name).parameters()
+            setattr(agent, f"{name}_optimizer", optimizer(parameters, 1e-3))
+        for name in "actor", "critic":
+            own = getattr(agent, f"{name}_optimizer")
+            step = own.step
+            own.step = lambda agent=agent, own=own, step=step: (touch(agent, own), step())
+        learn(agent, 4)
+    ours, theirs = (numbers(agent) for agent in agents)
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6), name
+
+
+def test_agent_with_one_optimizer_for_both_networks_learns_by_autograd():
+    agents = [stir(an_agent(algo="ddpg", by_hand=by_hand)) for by_hand in (True, False)]
+    for agent in agents:
+        groups = [{"params": network.parameters()} for network in (agent.actor, agent.critic)]
+        agent.actor_optimizer = agent.critic_optimizer = torch.optim.Adam(groups, 1e-3)
+        learn(agent, 10)
+    assert not unlike(*(numbers(agent) for agent in agents))
+
+
+def hook_on_a_parameter(agent):
+    agent.critic.net.weights[0].register_hook(torch.zeros_like)
+
+
+def hook_on_a_module(agent):
+    agent.critic.register_forward_hook(lambda module, inputs, output: output * 0.5)
+
+
+@pytest.mark.parametrize("change", [hook_on_a_parameter, hook_on_a_module])
+@pytest.mark.parametrize("late", [False, True])
+def test_agent_by_hand_is_compared_with_autograd_on_real_batches_too(change, late):
+    agent = stir(an_agent(algo="ddpg"))
+    if late:
+        learn(agent, 990)
+        change(agent)
+    else:
+        change(agent)
+        if change is hook_on_a_module:  # which the copies of the first comparison have, too
+            learn(agent, 1)
+            assert len(agent.by_hand) == 0
+            return
+    with pytest.raises(RuntimeError, match="is not autograd's"):
+        learn(agent, 20)
+
+
+class Averages(ddpg.Actor):
+    """Keeps a mean of its observations in a buffer that it replaces."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, obs):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * obs.detach().mean(0)
+        return super().forward(obs - self.mean)
+
+
+class PlainDescend(Agent):
+    def descend(self, optimizer, loss, *batch):
+        optimizer.zero_grad()
+        loss(*batch).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [Agent, PlainDescend])
+def test_agent_targets_get_buffers_that_are_replaced(monkeypatch, kind):
+    monkeypatch.setattr(ddpg, "Actor", Averages)
+    agent = an_agent(kind=kind, algo="ddpg")
+    learn(agent, 5)
+    assert agent.actor.mean.abs().sum() > 0
+    assert torch.equal(agent.actor.mean, agent.actor_target.mean)
+
+
+def test_agent_whose_actor_leaves_its_bounds_says_so(monkeypatch):
+    class Unbounded(ddpg.Actor):
+        def forward(self, obs):
+            return self.net(obs)[0]
+
+    monkeypatch.setattr(ddpg, "check_networks", lambda agent: None)  # as if it had been small
+    monkeypatch.setattr(ddpg, "Actor", Unbounded)
+    agent = stir(an_agent(algo="ddpg"))
+    agent.flat["actor"].data.mul_(10)
+    with pytest.raises(ValueError, match="beyond"):
+        learn(agent, 1)
+
+
+@pytest.mark.parametrize("draw", ["randn_like", "rand_like", "normal", "exponential"])
+def test_agent_begins_as_its_seed_says_whatever_draws(monkeypatch, draw):
+    draws = {
+        "randn_like": torch.randn_like, "rand_like": torch.rand_like,
+        "normal": lambda x: torch.normal(x, x + 1), "exponential": lambda x: x.exponential_(),
+    }  # fmt: skip
+
+    class Drawn(ddpg.Actor):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.net.biases[0].data = draws[draw](torch.zeros_like(self.net.biases[0].data))
+
+    monkeypatch.setattr(ddpg, "Actor", Drawn)
+    state = torch.get_rng_state()
+    first = numbers(an_agent())
+    assert torch.equal(state, torch.get_rng_state())
+    torch.rand(7)
+    assert not unlike(first, numbers(an_agent()))
+
+
 # ---- train ----
 
 
@@ -2150,6 +2279,38 @@ def test_resume_with_an_agent_of_ones_own_is_byte_identical(tmp_path, monkeypatc
         torch.manual_seed(99)  # as another process would have it
         go_on(folder, until=until, agent=agent)
     assert_same(tmp_path / "whole", folder)
+
+
+class Tempered(Agent):
+    """With a part of its own, numbered as ParameterLists are."""
+
+    PARTS = *Agent.PARTS, "temperatures"
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.temperatures = torch.nn.ParameterList([torch.ones(1), torch.zeros(2)])
+
+    def update(self, batch):
+        super().update(batch)
+        self.temperatures[0].data += 0.01
+
+
+def test_resume_brings_back_parts_of_an_agent_of_ones_own(tmp_path):
+    save_each_episode()
+    folder = begin(PENDULUM_RUN, tmp_path / "run", until=600, agent=Tempered)
+    run = ddpg.resume(folder, agent=Tempered)
+    assert np.isclose(run.agent.temperatures[0].item(), 1 + 0.01 * run.agent.updates)
+    assert run.agent.updates == 400
+
+
+def test_resume_without_the_agent_or_environment_of_ones_own_is_refused(tmp_path):
+    begin(PENDULUM_RUN, tmp_path / "agent", until=200, agent=Tempered)
+    with pytest.raises(UsageError, match="agent=Tempered"):
+        ddpg.resume(tmp_path / "agent")
+    begin(PENDULUM_RUN, tmp_path / "env", gym.make("Pendulum-v1"), until=200)
+    with pytest.raises(UsageError, match="env="):
+        ddpg.resume(tmp_path / "env")
+    assert ddpg.resume(tmp_path / "env", gym.make("Pendulum-v1")).step == 200
 
 
 PLACES_AND_WAYS = [(place, "train") for place in PLACES] + [("an episode", "record")]
