@@ -2048,6 +2048,7 @@ def test_folder_table_of_progress_tells_what_happened():
     assert np.isnan([first[name] for name in unknown]).all()
     assert last["mean_q"] == pytest.approx(run.agent.metrics[2].item() / 0.1) != 0
     assert last["train_return"] == last["eval_mean"] == last["eval_length"] == 10
+    assert last["steps_per_s"] * last["seconds"] == pytest.approx(100)
 
 
 def test_folder_keeps_the_best_policy_also_after_a_resume(tmp_path, monkeypatch):
