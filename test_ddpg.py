@@ -3265,7 +3265,8 @@ def test_command_prints_one_live_line_to_a_terminal(tmp_path):
         line.split(",") for line in (tmp_path / "run" / "progress.csv").read_text().splitlines()
     ]
     mean, std = (rows[0].index(f"eval_{name}") for name in ("mean", "std"))
-    scores = [f"{float(row[mean]):.1f} ± {float(row[std]):.1f} over 3 episodes" for row in rows[1:]]
+    found = [(float(row[mean]), float(row[std])) for row in rows[1:]]
+    scores = [f"{score:.1f} ± {spread:.1f} over 3 episodes" for score, spread in found]
     printed = [line for line in lines if "over 3 episodes" in line]
     assert all(score in line for score, line in zip(scores, printed, strict=True)), printed
 
