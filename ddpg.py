@@ -14,6 +14,12 @@ critics (`n_critics`), delayed actor and target updates (`policy_delay`) and noi
 action (`target_noise`). At 1, 1, 0 each is an identity, so one agent does both.
 """
 
+import os
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the second that the other imports take
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
 import argparse
 import copy
 import ctypes
@@ -21,16 +27,14 @@ import functools
 import io
 import json
 import math
-import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import traceback
 from collections import deque
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import get_args
@@ -114,6 +118,9 @@ class Config:
         object.__setattr__(self, "algo", algo)
         if len(self.hidden) > 100 or self.learning_starts < self.n_step:
             raise UsageError("hidden: at most 100 layers; learning_starts: at least n_step")
+        weights = sum(a * b for a, b in zip(self.hidden, self.hidden[1:]))
+        if (1 + self.n_critics) * (weights + self.batch_size * sum(self.hidden)) > 2**29:
+            raise UsageError("hidden, batch_size, n_critics: an update would take gigabytes")
 
     def replace(self, **changes):
         """A changed copy; another `algo` brings its switches along, but for those in `changes`."""
@@ -174,7 +181,8 @@ class ReplayBuffer:
         """Store a step: obs, next_obs (obs,), act (act,) in [-1, 1], in order.
 
         Where an episode ends, next_obs is its final one. A time limit (`truncated`) ends the
-        rewards but not the world: only `terminated` stops the bootstrapping.
+        rewards but not the world: only `terminated` stops the bootstrapping. Raises
+        FloatingPointError for what float32 cannot hold.
         """
         self.pending.append((np.concatenate([obs, act]), rew))  # a copy
         while self.pending and (len(self.pending) == self.n_step or terminated or truncated):
@@ -184,6 +192,8 @@ class ReplayBuffer:
             discount = 0.0 if terminated else self.gamma ** len(self.pending)
             first, _ = self.pending.popleft()
             row = np.concatenate([first, [n_step_return], next_obs, [discount]], dtype=np.float32)
+            if not np.isfinite(row).all():
+                raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
             self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
 
@@ -488,11 +498,23 @@ class Agent:
             check_gradients(self, obs, act, target_q)
         for name, flat in self.flat.items():
             flat.check(getattr(self, name).eval())  # where dropout draws nothing
+        self.check_finite()
         if self.actor(obs).abs().max() > 1:
             raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
         losses = self.critic_loss(obs, act, target_q), self.actor_loss(obs, act)
         latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach().float()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
+
+    def check_finite(self):
+        """Raise FloatingPointError if it has diverged: learning would stop without a word."""
+        held = {(name, "parameters"): flat.data for name, flat in self.flat.items()}
+        for name in "critic_optimizer", "actor_optimizer":
+            for moments in getattr(self, name).state_dict()["state"].values():
+                held |= {(name, key): value for key, value in moments.items()}
+        for (name, key), value in held.items():
+            if torch.is_tensor(value) and not value.isfinite().all():
+                worst = value[~value.isfinite()][0].item()
+                raise FloatingPointError(f"{key} of the {name} has become {worst}")
 
     def state_dict(self):
         """All that `update` changes, for exact resumption."""
@@ -682,10 +704,19 @@ def only_of(flat, optimizer):
 
 
 def tune(config, threads=None):
-    """Settings of the whole process, to be made first: threads, denormals, seed, memory."""
+    """Settings of the whole process: threads, denormals, seed, memory. Or UsageError.
+
+    Call it in the thread that trains, before torch computes with several: flushing of denormals
+    reaches only threads that are made later.
+    """
+    if threads not in (None, *range(1, 257)):
+        raise UsageError(f"threads: {one_line(threads)} is not 1 to 256")
     large = config.batch_size * max(config.hidden, default=0) ** 2 >= LARGE_PRODUCT
     torch.set_num_threads(threads or min(2 if large else 1, os.cpu_count() or 1))
-    torch.set_flush_denormal(True)  # denormals make layers many times slower
+    if torch.set_flush_denormal(True):  # they make layers many times slower
+        denormals = torch.ones(2**20, dtype=torch.int32).view(torch.float32)  # for each thread
+        if (1 * denormals).view(torch.int32).any():
+            warn("torch had threads before, which keep denormals: last bits may differ")
     torch.manual_seed(config.seed)  # for dropout
     # Or glibc returns what large layers free, and asks for it at the next update
     with suppress(AttributeError, OSError, TypeError):  # another libc has no mallopt
@@ -697,13 +728,35 @@ def tune(config, threads=None):
 # ---- checks ----
 
 
-def one_line(value):
+def one_line(value, most=120):
     """A value as errors show it."""
-    return " ".join(str(value).split())[:200]
+    text = " ".join(str(value).split())
+    return text if len(text) <= most else text[: most - 2] + ".."
+
+
+def say(text, end="\n", file=None):
+    """Print what may be lost, on a full disk, say: nobody's output ends a training."""
+    with suppress(OSError, ValueError):
+        print(text, end=end, file=file, flush=True)
 
 
 def warn(text):
-    print(f"ddpg.py: {text}", file=sys.stderr)
+    """At most three lines, of at most 200 characters."""
+    lines = f"ddpg.py: {text}".splitlines()[:3]
+    say("\n".join(one_line(line, 200) for line in lines), file=sys.stderr)
+
+
+def in_json(value):
+    """A copy of a dict as files will hold it, or UsageError if that is another one."""
+    level = [value]
+    for _ in range(50):
+        level = [v for v in level if isinstance(v, dict | list)]
+        level = [v for some in level for v in (some.values() if isinstance(some, dict) else some)]
+    with suppress(TypeError, ValueError):
+        if not level and (copied := json.loads(json.dumps(value))) == value:
+            return copied
+    text = "JSON cannot hold it: only texts as keys, no tuples, functions or nan, at most 50 deep"
+    raise UsageError(f"env_kwargs: {text}")
 
 
 def checked(f, value):
@@ -719,7 +772,7 @@ def checked(f, value):
         if not fits or (low is not None and not low <= v <= high):  # nor is nan
             span = "" if low is None else f" between {low:,} and {high:,}"
             raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
-    return tuple(values) if several else values[0]
+    return tuple(values) if several else in_json(values[0]) if item is dict else values[0]
 
 
 class FromSeed(TorchFunctionMode):
@@ -755,13 +808,14 @@ def check_networks(agent):
 # ---- files ----
 
 FORMAT = 1  # of policy files
+TEMPORARY = ".being-written"  # at the end of a name
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
 MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide the last bits
 
 
 def write(path, save, previous=None):
     """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + TEMPORARY)
     try:
         with open(temporary, "wb") as file:
             save(file)
@@ -783,16 +837,36 @@ def write_npz(path, arrays, previous=None, **meta):
 
 
 def read_npz(path):
-    """What write_npz wrote -> (arrays, meta): data, never code. Raises UsageError."""
+    """What write_npz wrote -> (arrays, each read when it is looked up, meta): data, never code.
+
+    Raises UsageError. Whatever is in the file, this takes no more than an instant.
+    """
     try:
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
-        with np.lib.npyio.NpzFile(path, allow_pickle=False) as file:
-            members, size = file.zip.infolist(), Path(path).stat().st_size
-            if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
-                raise ValueError("it is compressed")  # and may unpack to anything
-            arrays = dict(file)
-        return arrays, json.loads(str(arrays.pop("meta")))
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(-min(98, size), os.SEEK_END)
+            tail = file.read().rjust(98)
+        zip64, end = tail[:76], tail[76:]
+        if end[:4] != b"PK\5\6" or end[-2:] != b"\0\0":
+            raise ValueError("it is not an .npz file, or not all of one")
+        large = zip64[:4] == b"PK\6\6" and zip64[56:60] == b"PK\6\7"
+        directory = int.from_bytes(zip64[40:48] if large else end[12:16], "little")
+        if directory > 2**20:
+            raise ValueError("it has too many arrays")
+        arrays = np.lib.npyio.NpzFile(path, allow_pickle=False)
+        members = arrays.zip.infolist()
+        if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
+            raise ValueError("it is compressed")  # and may unpack to anything
+        if len({m.filename for m in members}) < len(members):
+            raise ValueError("two of its arrays have one name")
+        if arrays.zip.getinfo("meta.npy").file_size > 2**24:
+            raise ValueError("its meta is too long")
+        text = arrays["meta"]
+        if text.dtype.kind != "U" or text.shape:  # any other may make a text without end
+            raise ValueError("its meta is no text")
+        return arrays, json.loads(text.item())
     except Exception as error:  # zipfile, numpy and json each raise their own
         what = one_line(error) or type(error).__name__
         raise UsageError(f"{path} cannot be read: {what}") from None
@@ -825,7 +899,7 @@ def unpack(tree, arrays):
 
 def existing(folder, *names):
     """Those of these files that a run's folder has, or UsageError."""
-    paths = [folder / name for name in names if (folder / name).exists()]
+    paths = [folder / name for name in names if os.path.exists(folder / name)]
     if not paths:
         text = f"{folder} has no {names[0]}: it is not the folder of a run, or that was "
         raise UsageError(text + "killed before it was first saved")
@@ -835,19 +909,21 @@ def existing(folder, *names):
 def load(path, device="cpu"):
     """A policy file, or the best one of a run's folder -> an Agent with `meta`, or UsageError."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         path = existing(path, "best.npz", "last.npz")[0]
     arrays, meta = read_npz(path)
     try:
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
-        sound = isinstance(meta["step"], int) and isinstance(meta["evaluation"], float | int | None)
+        step, score = meta["step"], meta["evaluation"]
+        sound = type(step) is int and 0 <= step <= 10**12
+        sound = sound and (score is None or math.isfinite(score))
         if meta["format"] != FORMAT or not sound or not meta["env"].isprintable():
             raise ValueError("of another format")
         sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
         with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
             states = [network(*sizes, bare).state_dict() for network in (Actor, Critic)]
         nbytes = sum(tensor.nbytes for state in states for tensor in state.values())
-        if nbytes > sum(array.nbytes for array in arrays.values()):
+        if not nbytes <= path.stat().st_size <= 2 * nbytes + 2**25:
             raise ValueError("its arrays are not those of its networks")
         agent = Agent(sizes[0], *bounds, config, device)
         for name, network in ("actor", agent.actor), ("critic", agent.critic):
@@ -866,8 +942,19 @@ def load(path, device="cpu"):
 # ---- environments ----
 
 
-class EnvError(Exception):
+class TrainingError(Exception):
+    """A training cannot go on."""
+
+
+class EnvError(TrainingError):
     """An environment, or the agent in it, failed or gave what is not finite."""
+
+
+class Stopped(Exception):
+    """A signal has come, after which no evaluation goes on."""
+
+
+SIGNALS = []  # that have come: loops look here, as foreign code may swallow an exception
 
 
 def env_makers(config, env=None):
@@ -876,8 +963,12 @@ def env_makers(config, env=None):
     Raises UsageError for what does not exist or DDPG cannot control.
     """
     limit, hint = config.max_episode_steps or None, ""
-    kwargs = {"disable_env_checker": True} | config.env_kwargs
-    makers = [lambda: gym.make(config.env, limit, **kwargs) if env is None else env()] * 2
+
+    def make():
+        kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
+        return gym.make(config.env, limit, **kwargs) if env is None else env()
+
+    makers = [make, make]
     try:
         if isinstance(env, gym.Env):
             hint = "\nevaluation copies it: pass a function that makes it instead"
@@ -886,14 +977,16 @@ def env_makers(config, env=None):
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
-    except (Exception, SystemExit) as error:  # of its module
+        for problem in problems(probe, config, env):  # the first
+            raise UsageError(f"{one_line(config.env)}: {problem}")
+        if not isinstance(env, gym.Env):
+            probe.close()
+        return *makers, probe
+    except (KeyboardInterrupt, UsageError):
+        raise
+    except BaseException as error:  # sys.exit(), too
         what = f"{type(error).__name__}: {one_line(error)}{hint}"
-        raise UsageError(f"cannot make {config.env}: {what}") from error
-    for problem in problems(probe, config, env):  # the first
-        raise UsageError(f"{config.env}: {problem}")
-    if not isinstance(env, gym.Env):
-        probe.close()
-    return *makers, probe
+        raise UsageError(f"cannot make {one_line(config.env)}: {what}") from error
 
 
 def problems(probe, config, env):
@@ -941,14 +1034,16 @@ def env_maker_of(policy, **changes):
 
 
 class Episode:
-    """One episode, from `seed`: flattens and checks what goes in and out. Raises EnvError."""
+    """One episode, from `seed`, in an environment made for it: flattens and checks what goes in
+    and out. Raises EnvError."""
 
     LONGEST = 100_000  # steps, where there is no limit
 
-    def __init__(self, env, seed):
-        self.env, self.seed, self.space = env, int(seed), env.action_space
-        self.size = math.prod(env.observation_space.shape)
-        self.length, self.ret, self.terminated, self.over = 0, 0.0, False, False
+    def __init__(self, make_env, seed):
+        self.seed, self.length, self.ret = int(seed), 0, 0.0
+        self.terminated, self.over = False, False
+        self.env = env = self.call(make_env)
+        self.space, self.size = env.action_space, math.prod(env.observation_space.shape)
         obs, _ = self.call(env.reset, seed=self.seed, returns=2)
         self.obs = self.checked("observation", obs, np.float32, self.size)
 
@@ -961,10 +1056,15 @@ class Episode:
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
-        self.terminated, self.over = bool(terminated), bool(terminated or truncated)
+        self.terminated = self.truth("terminated", terminated)
+        truncated = self.truth("truncated", truncated)
+        self.over = self.terminated or truncated
         if self.length == self.LONGEST and not self.over:
             raise self.error("no end in sight, set max_episode_steps")
-        return rew, self.obs, self.terminated, bool(truncated)
+        return rew, self.obs, self.terminated, truncated
+
+    def close(self):
+        self.call(self.env.close)
 
     def call(self, method, *args, returns=None, **kwargs):
         try:
@@ -972,17 +1072,27 @@ class Episode:
             if returns and len(result) != returns:
                 raise TypeError(f"{method.__name__} returned {len(result)} things, not {returns}")
             return result
-        except Exception as error:  # whose traceback is shown
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # sys.exit(), too; its traceback is shown
             raise self.error(f"{type(error).__name__}: {error}") from error
 
     def checked(self, name, value, dtype, size):
-        try:
-            array = np.array(value, dtype).reshape(size)  # a copy
-            if all(map(math.isfinite, array.tolist())):  # faster than NumPy
-                return array
-        except (TypeError, ValueError, OverflowError):
-            pass
+        with suppress(TypeError, ValueError, OverflowError):
+            array = np.asarray(value)
+            if array.dtype.kind in "biufO":  # neither complex numbers nor texts
+                array = np.array(array, dtype).reshape(size)  # a copy
+                if all(map(math.isfinite, array.tolist())):  # faster than NumPy
+                    return array
         raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
+
+    def truth(self, name, value):
+        if value is True or value is False:
+            return value
+        with suppress(TypeError, ValueError):
+            if np.asarray(value).dtype.kind in "biu" and np.size(value) == 1:
+                return {0: False, 1: True}[np.asarray(value).item()]
+        raise self.error(f"{name} {one_line(repr(value))} is neither True nor False")
 
     def error(self, what):
         where = f"at step {self.length} of the episode with seed {self.seed}"
@@ -992,17 +1102,25 @@ class Episode:
 def evaluate(agent, make_env, seeds):
     """One deterministic episode per seed, each in an environment made anew, or EnvError.
 
-    -> returns (N,), lengths (N,), in the order of `seeds`.
+    -> returns (N,), lengths (N,), in the order of `seeds`. On the command line, raises Stopped
+    within a step of a signal.
     """
+
+    def unless_stopped(items):
+        for item in items:
+            if SIGNALS:
+                raise Stopped
+            yield item
+
     finished = []
     for i in range(0, len(seeds), 100):  # side by side
-        episodes = [Episode(make_env(), seed) for seed in seeds[i : i + 100]]
+        episodes = [Episode(make_env, seed) for seed in unless_stopped(seeds[i : i + 100])]
         while running := [e for e in episodes if not e.over]:
             actions = agent.act(np.stack([e.obs for e in running]))
-            for episode, action in zip(running, actions):
+            for episode, action in unless_stopped(zip(running, actions)):
                 episode.step(action)
         for episode in episodes:
-            episode.env.close()
+            episode.close()
         finished += [(e.ret, e.length) for e in episodes]
     returns, lengths = zip(*finished)
     return np.array(returns), np.array(lengths)
@@ -1024,6 +1142,8 @@ CONFIRM_EPISODES = TEST_EPISODES = 100
 
 class Training:
     """A training run: iterate over it to train. Yields itself before each step and at the end.
+
+    `run.stop = True` ends it where the episode under way ends, and it can be saved.
 
     env: None for config.env, an id, a function that makes one, or a gymnasium.Env, of which
     evaluation uses copies. agent: Agent, or a class of your own. Raises UsageError for what DDPG
@@ -1050,27 +1170,40 @@ class Training:
             raise UsageError(f"buffer_size: {sizes[0]:,} rows do not fit: {error}") from None
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
-        self.started = time.perf_counter()
+        self.started, self.stop, self.busy = time.perf_counter(), False, False
         self.step, self.episodes, self.episode = 0, 0, None  # None: between two episodes
         self.filled_from = 0  # the step since which there is a replay
         self.returns, self.lengths = [], []  # of the latest 10 episodes
         self.best, self.solved = -np.inf, None  # mean of evaluation; step
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
+        self.saved, self.spoilt = None, False  # the state file that is the latest, see `record`
 
     def __iter__(self):
         c = self.config
-        while True:
-            due = c.eval_every and (self.step % c.eval_every == 0 or self.step == c.total_steps)
-            if due and not self.evaluation:
-                self.evaluation = self.evaluate()
-            yield self
-            if self.step >= c.total_steps or (self.solved is not None and c.stop_when_solved):
-                return
-            self.advance()
+        if self.busy:
+            raise RuntimeError("interrupted within a step, it can only go on by resume(folder)")
+        try:
+            while True:
+                due = c.eval_every and (self.step % c.eval_every == 0 or self.step == c.total_steps)
+                if due and not self.evaluation:
+                    self.evaluation = self.evaluate()
+                yield self
+                if self.step >= c.total_steps or (self.solved is not None and c.stop_when_solved):
+                    self.agent.check_finite()
+                    return
+                if (self.stop or SIGNALS) and self.episode is None:
+                    return
+                self.advance()
+        except Stopped:  # when resumed, it evaluates again
+            return
+        except FloatingPointError as error:
+            where = f"after step {self.step:,}, in episode {self.episodes}"
+            raise EnvError(f"{error}, {where}") from None
 
     def advance(self):
         """One environment step, and the updates that go with it."""
+        self.busy = True
         c, agent, step = self.config, self.agent, self.step + 1
         if self.episode is None:
             self.start_episode()
@@ -1095,12 +1228,13 @@ class Training:
                 agent.update(self.buffer.sample(c.batch_size, agent.generator))
         if self.episode.over:
             self.end_episode()
+        self.busy = False
 
     def start_episode(self):
         """From its own seed, in a new environment, as reset does not undo everything."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.noise.reset()
-        self.episode = Episode(self.make_env(), TRAINING_SEEDS + int(seed) // 2)  # below 2^32
+        self.episode = Episode(self.make_env, TRAINING_SEEDS + int(seed) // 2)  # below 2^32
 
     def end_episode(self):
         """Note how it went. Now the run can be saved and resumed."""
@@ -1110,7 +1244,7 @@ class Training:
         self.returns, self.lengths = [*self.returns, e.ret][-10:], [*self.lengths, e.length][-10:]
         self.episodes += 1
         if not self.own_env:
-            e.env.close()
+            e.close()
         self.episode = None
 
     def add_row(self, table, row):
@@ -1140,7 +1274,7 @@ class Training:
         self.add_row("progress.csv", row)
         return row
 
-    FIELDS = "step episodes filled_from returns lengths best solved evaluation tables".split()
+    FIELDS = "step episodes filled_from returns lengths best solved evaluation".split()
 
     def state(self):
         """All that the rest of the run depends on, between two episodes -> arrays, meta.
@@ -1148,6 +1282,8 @@ class Training:
         What you add goes in here and into `restore`, or into FIELDS, or an agent's `state_dict`.
         """
         arrays = {"torch_rng": torch.get_rng_state().numpy()}
+        for name, lines in self.tables.items():
+            arrays[name] = np.frombuffer("".join(lines).encode(), np.uint8)
         meta = {name: getattr(self, name) for name in self.FIELDS}
         meta |= dict(agent=pack(self.agent.state_dict(), arrays), rng=self.rng.bit_generator.state)
         meta |= dict(made_by=type(self.agent).__name__, env_given=self.env_given)
@@ -1164,6 +1300,16 @@ class Training:
     def restore(self, arrays, meta):
         """Go on from what `state` returned: exactly, but for a replay that is not in it."""
         vars(self).update({name: meta[name] for name in self.FIELDS})
+        counts = [self.step, self.episodes, self.filled_from, meta["written"], *self.lengths]
+        row = self.evaluation or dict(eval_mean=0, eval_std=0, eval_episodes=0)
+        scores = [*self.returns, self.best, meta["seconds"]]
+        scores += [row[f"eval_{name}"] for name in ("mean", "std", "episodes")]
+        if self.solved is not None:
+            counts.append(self.solved)
+        if not all(type(n) is int and 0 <= n < 2**63 for n in counts) or np.isnan(scores).any():
+            raise ValueError("a number of it is none")
+        for name in self.tables:
+            self.tables[name] = bytes(arrays[name]).decode().splitlines(keepends=True)
         self.agent.load_state_dict(unpack(meta["agent"], arrays))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
         self.rng.bit_generator.state = meta["rng"]
@@ -1181,8 +1327,9 @@ def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
     out: a new folder for tables, policies and state; load(out) is the best policy.
     """
     tune(config, threads)
+    folder = out and Path(out).absolute()  # an environment may change the working folder
     run = Training(config, env, device, agent)
-    with closing(record(run, new_folder(out)) if out else iter(run)) as steps:
+    with closing(record(run, new_folder(folder)) if out else iter(run)) as steps:
         for _ in steps:
             pass
     return run.agent
@@ -1200,43 +1347,80 @@ def new_folder(folder):
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            text = f"{folder} is not empty: go on by --resume {shlex.quote(str(folder))}, or"
-            raise UsageError(f"{text} choose another --seed or --out")
+            raise UsageError(f"{folder} is not empty: --resume it, or take another --seed or --out")
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error}") from None
     return folder
 
 
+LOCKS = set()  # handles; a process that an environment forks must not hold them longer than we do
+
+
+def let_go():
+    while LOCKS:
+        os.close(LOCKS.pop())
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=let_go)
+
+
+@contextmanager
 def lock(folder):
-    """Keep the folder for this process until this handle is closed, or UsageError."""
+    """Keep the folder for this process -> its handle, None on Windows. Or UsageError."""
     try:
         import fcntl
     except ImportError:  # Windows, which has no such locks
-        return os.open(os.devnull, os.O_RDONLY)
+        yield None
+        return
     handle = os.open(folder, os.O_RDONLY)
+    LOCKS.add(handle)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise UsageError(f"{folder} is in use by another training") from None
-    return handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder} is in use by another training") from None
+        yield handle
+    finally:
+        if handle in LOCKS:  # not so in a forked process
+            LOCKS.remove(handle)
+            os.close(handle)
+
+
+def generation(path):
+    """What tells one file at this path from the next, or None where there is none."""
+    with suppress(FileNotFoundError):
+        stat = os.stat(path)
+        return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def record(run, folder):
     """Iterate over a Training and keep its folder: a new one, or that of the run resumed.
 
-    The state is saved between two episodes; what a kill loses after that, resuming computes again.
-    A full disk delays files; an agent that has diverged is not saved. Raises OSError if the last
-    save fails.
+    The state is saved between two episodes; what a kill or a `break` loses after that, resuming
+    computes again; `run.stop = True` loses nothing. A full disk delays files; an agent that has
+    diverged is not saved. Raises UsageError for a folder that is not this run's, TrainingError
+    where that ends to be so, and OSError if the last save fails.
     """
-    folder, agent, c = Path(folder), run.agent, run.config
-    waiting = {"config.json": json.dumps(run.circumstances(), indent=1).encode()}
+    folder, agent, c = Path(folder).absolute(), run.agent, run.config
+    state_file, waiting = folder / "state.npz", {}
     began, save_at, warned = time.perf_counter(), 0.0, False
-    handle = lock(folder)
+
+    def put(name, save, previous=None):
+        """Write a file, if the folder is still the one that was locked."""
+        try:
+            same = handle is None or os.path.samestat(os.fstat(handle), os.stat(folder))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise TrainingError(f"{folder} has been moved or replaced: nothing more is written")
+        write(folder / name, save, previous)
 
     def sound():
-        return all(agent.flat[name].data.isfinite().all() for name in ("actor", "critic"))
+        with suppress(FloatingPointError):
+            agent.check_finite()
+            return True
 
     def add_policy(names):
         if names and sound():
@@ -1244,48 +1428,58 @@ def record(run, folder):
             agent.save(file := io.BytesIO(), c.env, run.step, score)
             waiting.update(dict.fromkeys(names, file.getvalue()))
 
-    def save(state):
-        """Write what waits and, if asked to, the state."""
-        waiting.update({name: "".join(rows).encode() for name, rows in run.tables.items() if rows})
+    def save(state, tables):
+        """Write what waits, these tables and, if asked to, the state."""
+        waiting.update({name: "".join(run.tables[name]).encode() for name in tables})
         for name, data in list(waiting.items()):
-            write(folder / name, lambda file: file.write(data))
+            if data:
+                put(name, lambda file: file.write(data))
             del waiting[name]
         if state and sound():
             arrays, meta = run.state()
-            write_npz(folder / "state.npz", arrays, folder / "state.previous.npz", **meta)
+            previous = None if run.spoilt else folder / "state.previous.npz"
+            put(state_file.name, lambda file: write_npz(file, arrays, **meta), previous)
+            run.saved, run.spoilt = generation(state_file), False
 
     def finish():
         add_policy(["last.npz"])
-        save(run.episode is None)
+        save(run.episode is None, run.tables)
 
-    for path in folder.rglob("*.tmp"):
-        path.unlink(missing_ok=True)  # of a killed run
-    try:
-        for _ in run:
-            names = ["last.npz", "best.npz"][: 1 + run.is_best] if run.evaluation else []
-            if run.step % math.ceil(c.total_steps / 50) == 0:
-                names.append(f"policies/{run.step:012d}.npz")
-            add_policy(names)
-            now = time.perf_counter()
-            near_end = run.step + max(run.lengths, default=0) >= c.total_steps
-            due = run.episode is None and (now >= save_at or near_end)
-            try:
-                if run.evaluation or due:
-                    save(due)
-                if due:
-                    done = time.perf_counter()
-                    save_at = done + max(min(SAVE_EVERY, now - began), (done - now) / SAVE_SHARE)
-            except OSError as error:
-                if not warned:
-                    warn(f"cannot save to {folder}: {error}; training goes on")
-                warned, save_at = True, now + 1
-            yield run
-        finish()
-    except (EnvError, GeneratorExit):  # others may come within an update
-        finish()
-        raise
-    finally:
-        os.close(handle)
+    with lock(folder) as handle:
+        if generation(state_file) not in (None, run.saved):
+            raise UsageError(f"{folder} has a state that is not this run's: resume it again")
+        try:
+            for path in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"policies/*{TEMPORARY}")]:
+                path.unlink()  # of a killed run
+            text = json.dumps(run.circumstances(), indent=1).encode()
+            put("config.json", lambda file: file.write(text))
+        except OSError as error:
+            raise UsageError(f"cannot write to {folder}: {error}") from None
+        try:
+            for _ in run:
+                names = ["last.npz", "best.npz"][: 1 + run.is_best] if run.evaluation else []
+                if run.step % math.ceil(c.total_steps / 50) == 0:
+                    names.append(f"policies/{run.step:012d}.npz")
+                add_policy(names)
+                now = time.perf_counter()
+                near_end = run.step + max(run.lengths, default=0) >= c.total_steps
+                due = run.episode is None and (now >= save_at or near_end)
+                try:
+                    if run.evaluation or due:
+                        save(due, run.tables if due else ["progress.csv"])  # the other is long
+                    if due:
+                        done = time.perf_counter()
+                        pause = max(min(SAVE_EVERY, now - began), (done - now) / SAVE_SHARE)
+                        save_at = done + pause
+                except OSError as error:
+                    if not warned:
+                        warn(f"cannot save to {folder}: {error}; training goes on")
+                    warned, save_at = True, now + 1
+                yield run
+            finish()
+        except EnvError:  # others may come within an update
+            finish()
+            raise
 
 
 def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
@@ -1293,14 +1487,27 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
 
     env, agent: as in Training. changes: to its Config, of which few are possible.
     """
-    folder = Path(folder)
-    states = existing(folder, "state.npz", "state.previous.npz")
+    folder = Path(folder).absolute()
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
-    try:
-        arrays, meta = read_npz(states[0])
-    except UsageError:  # the disk has spoilt it
-        arrays, meta = read_npz(states[-1])
+    states, refused = existing(folder, "state.npz", "state.previous.npz"), []
+    latest = generation(folder / "state.npz")  # before it is read, as a training may go on
+    for path in states:
+        try:
+            run = begin_again(path, env, device, threads, agent, changes)
+        except UsageError as error:
+            refused.append(error)
+            continue
+        if refused:
+            warn(f"{refused[0]}; going on from the state before")
+        run.saved, run.spoilt = latest, bool(refused)
+        return run
+    raise refused[0]
+
+
+def begin_again(path, env, device, threads, agent, changes):
+    """The Training that a state file is of, or UsageError."""
+    arrays, meta = read_npz(path)
     try:
         old, free = Config(**meta["config"]), ("total_steps", "stop_when_solved", "save_replay")
         config = replace(old, **changes)
@@ -1308,14 +1515,24 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
         fixed = [f"{k} {a} -> {b}" for (k, a), b in pairs if a != b and k not in free]
         if fixed:
             raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
+        if ":" in config.env and env is None and "env" not in changes:
+            raise UsageError(f"{path} may import nothing: name {one_line(config.env)} by --env")
+        device = device or meta["device"]
         tune(config, threads or meta["threads"])
-        run = Training(config, env, device or meta["device"], agent)
+        run = Training(config, env, device, agent)
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
             own = f"agent={meta['made_by']}" + " and env=.. of your own" * meta["env_given"]
-            raise UsageError(f"{folder} was trained with {own}: pass them to resume again")
-        run.restore(arrays, meta)
-    except (KeyError, TypeError, RuntimeError, AssertionError) as error:  # without CUDA, the last
-        raise UsageError(f"{folder} cannot be resumed: {one_line(repr(error))}") from error
+            raise UsageError(f"{path} was trained with {own}: pass them to resume again")
+        own = sum(array.nbytes for array in run.state()[0].values())
+        most = 4 * own + run.buffer.rows[: meta["written"]].nbytes + 200 * meta["step"] + 2**24
+        if path.stat().st_size > most:
+            raise ValueError("its arrays are larger than those of its training")
+        with arrays:
+            run.restore(arrays, meta)
+    except (UsageError, EnvError):
+        raise
+    except Exception as error:  # whatever is wrong with it
+        raise UsageError(f"{path} cannot be resumed: {one_line(repr(error))}") from error
     if meta["machine"] != MACHINE:
         warn(f"saved on {meta['machine']}: last bits may differ")
     if "rows" not in arrays:
@@ -1330,10 +1547,12 @@ def parse(argv):
     """argv -> options, and the fields of Config that it sets, or UsageError."""
 
     def refuse(message):
-        raise UsageError(f"{message}; --help lists all flags")
+        raise UsageError(f"{one_line(message)}; --help lists all flags")
 
     def JSON(text):  # argparse calls it by this name
-        return json.loads(text)
+        with suppress(RecursionError):
+            return json.loads(text)
+        raise ValueError
 
     kind = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=kind, allow_abbrev=False)
@@ -1372,8 +1591,8 @@ def parse(argv):
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
         refuse(f"--eval keeps the policy's configuration, without {', '.join(sorted(fixed))}")
-    if options.episodes < 1 or options.threads not in (None, *range(1, 257)):
-        refuse("--episodes must be at least 1, --threads 1 to 256")
+    if not 1 <= options.episodes <= 10**6:
+        refuse("--episodes must be 1 to 1,000,000")
     return options, explicit
 
 
@@ -1383,7 +1602,11 @@ def print_test(policy, make_env, options, **more):
     result |= summary(*evaluate(policy, make_env, range(options.episodes)))
     text = "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test "
     text += "episodes (min {min:.1f}, max {max:.1f}, mean length {length:.0f})"
-    print(json.dumps(result) if options.json else text.format(**result), flush=True)
+    text = json.dumps(result) if options.json else text.format(**result)
+    if options.eval or options.quiet:  # all that was asked for: it must not get lost
+        print(text, flush=True)
+    else:
+        say(text)
 
 
 def train_command(options, explicit):
@@ -1392,7 +1615,8 @@ def train_command(options, explicit):
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs {viewer}")
     if options.resume:
-        folder, device = Path(options.resume), None if device == "auto" else device
+        shown, device = Path(options.resume), None if device == "auto" else device
+        folder = shown.absolute()  # an environment may change the working folder
         run = resume(folder, device=device, threads=options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
@@ -1400,53 +1624,43 @@ def train_command(options, explicit):
         if device == "auto":  # by a guess, not measured
             large = c.batch_size * max(c.hidden, default=0) >= 2**18
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
-        run = Training(c, None, device)
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
-        folder = new_folder(options.out or name)
-    c, signals, named = run.config, [], shlex.quote(str(folder))
+        shown = Path(options.out or name)
+        folder = shown.absolute()
+        run = Training(c, None, device)
+        new_folder(folder)
+    c, steps = run.config, record(run, folder)
+    named = shlex.quote(f"./{shown}" if str(shown).startswith("-") else str(shown))
+    named += f" --env {shlex.quote(c.env)}" * (":" in c.env)
 
-    def say(text):
+    def tell(text):
         if not options.quiet:
-            print(text, flush=True)
+            say(text)
 
-    def on_signal(number, frame):
-        if steps.gi_frame is None:  # the training has ended
-            sys.exit(128 + number)
-        if signals:
-            os._exit(128 + number)
-        signals.append(number)
-        with suppress(OSError):  # print may be under way
-            os.write(2, b"\nFinishing the episode, to save. Once more leaves at once.\n")
-
-    steps = record(run, folder)
-    for number in signal.SIGINT, signal.SIGTERM:
-        signal.signal(number, on_signal)
-    say(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {folder}")
-    say("      step  episodes  steps/s  last returns  evaluation")
+    tell(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {shown}")
+    tell("      step  episodes  steps/s  last returns  evaluation")
     if c.total_steps <= c.learning_starts:
-        say(f"nothing is learnt in {c.learning_starts:,} steps: --learning-starts")
+        tell(f"nothing is learnt in {c.learning_starts:,} steps: --learning-starts")
     try:
         for _ in steps if options.quiet else watch(steps):
             if options.watch:
-                subprocess.Popen([sys.executable, viewer, folder, "--live"])
+                own = ["--env", c.env] * (":" in c.env)
+                subprocess.Popen([sys.executable, viewer, folder, "--live", *own])
                 options.watch = False
-            if signals and run.episode is None:
-                break
     except EnvError as error:
-        text = f"the agent of step {run.step:,} is in {folder}, or one before it diverged"
+        text = f"the agent of step {run.step:,} is in {shown}, or one before it diverged"
         raise EnvError(f"{error}\n{text}: try lower --actor-lr") from error.__cause__
-    finally:
-        steps.close()  # which saves
-    if signals:
-        say(f"Stopped at step {run.step:,} and saved. To go on:\n  python ddpg.py --resume {named}")
-        return 128 + signals[0]
+    if SIGNALS:
+        tell(f"Stopped at step {run.step:,}. To go on:\n  python ddpg.py --resume {named}")
+        return 128 + SIGNALS[0]
     seconds = time.perf_counter() - run.started
     how = "Done" if run.solved is None else "Solved"
-    say(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
-    print_test(load(folder), run.make_eval_env, options, solved=run.solved, seconds=seconds)
-    named += f" --env {c.env}" * (":" in c.env)
+    tell(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
+    policy = load(folder)
+    policy.meta["path"] = str(shown / Path(policy.meta["path"]).name)
+    print_test(policy, run.make_eval_env, options, solved=run.solved, seconds=seconds)
     text = f"Next:\n  python ddpg.py --eval {named}"
-    say(text + f"\n  python viewer.py {named}" * viewer.exists())
+    tell(text + f"\n  python viewer.py {named}" * viewer.exists())
     return 0
 
 
@@ -1464,24 +1678,42 @@ def watch(steps):
         text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
         if row:
             score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes".format(**row)
-            print(text + score + ", the best yet" * run.is_best, flush=True)
+            say(text + score + ", the best yet" * run.is_best)
         if live:
             due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)
             text += f"< {left:,.0f} s left"
             width = shutil.get_terminal_size().columns - 1  # it must not wrap
-            print(text[: len(live) + width], end="", flush=True)
+            say(text[: len(live) + width], end="")
         yield run
-    print(live, end="")
+    say(live, end="")
+
+
+def on_signal(number, frame):
+    """The first one ends the training at the end of its episode, or any evaluation at once."""
+    if SIGNALS:
+        os._exit(128 + number)
+    SIGNALS.append(number)
+    with suppress(OSError, ValueError, AttributeError):  # a print may be under way
+        os.write(
+            sys.stderr.fileno(),
+            b"\nStopping; a training ends its episode, to save. Once more: at once.\n",
+        )
 
 
 def main(argv=None):
     """Run the command line -> its exit code: 0, 1 failed, 2 refused, 130 or 143 for a signal."""
     gym.logger.min_level = gym.logger.ERROR  # its advice on versions comes as an error too
+    SIGNALS.clear()
+    with suppress(ValueError):  # in another thread than the main one
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, on_signal)
     with suppress(AttributeError, OSError):  # where it is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
+    options = None
     try:
         options, explicit = parse(argv)
-        sys.path.append(os.getcwd())  # for --env module:Id
+        if ":" in explicit.get("env", ""):
+            sys.path.append(os.getcwd())  # for module:Id; no file may bring others along
         if not options.eval:
             return train_command(options, explicit)
         policy = load(options.eval, "cpu" if options.device == "auto" else options.device)
@@ -1491,19 +1723,31 @@ def main(argv=None):
     except UsageError as error:
         warn(error)
         return 2
-    except EnvError as error:
+    except TrainingError as error:
         if error.__cause__:
-            traceback.print_exception(error.__cause__)
+            with suppress(OSError):
+                traceback.print_exception(error.__cause__)
         warn(error)
         return 1
+    except Stopped:
+        return 128 + SIGNALS[0]
     except BrokenPipeError:  # nobody reads what it prints
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
     except OSError as error:
-        warn(f"cannot save: {error}")
+        warn(f"cannot write: {error}")
         return 1
-    except KeyboardInterrupt:
-        return 130
+    except (SystemExit, KeyboardInterrupt) as error:
+        if options is None:  # --help
+            raise
+        warn(f"{type(error).__name__} in the environment")
+        return 1
+    finally:
+        for number, stream in enumerate((sys.stdout, sys.stderr), 1):
+            with suppress(AttributeError, ValueError):  # where it is closed
+                try:
+                    stream.flush()
+                except OSError:  # Python would try, and fail, again
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
 
 
 if __name__ == "__main__":

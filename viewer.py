@@ -90,8 +90,8 @@ def read_run(folder):
 def under_way(folder):
     """Whether a training on this machine is writing to it. Windows has no such locks: --live."""
     try:
-        os.close(ddpg.lock(folder))
-        return False
+        with ddpg.lock(folder):
+            return False
     except ddpg.UsageError:
         return True
 
@@ -177,10 +177,10 @@ class Player:
 
     def seek(self, t, seed=None):
         """Go to step t of the tape, from the start: environments cannot go back, but repeat."""
-        env = self.make_env()  # made afresh, as reset does not undo everything everywhere
-        episode = ddpg.Episode(env, self.seed if seed is None else seed)
+        # In one made afresh, as reset does not undo everything everywhere
+        episode = ddpg.Episode(self.make_env, self.seed if seed is None else seed)
         self.close()  # what failed before left the old one flying
-        self.env, self.episode, self.seed = env, episode, episode.seed
+        self.env, self.episode, self.seed = episode.env, episode, episode.seed
         self.t, self.over, self.assisted, self.picture = 0, False, False, None
         self.rewards, self.trail, self.values = [], [self.episode.obs], []
         while self.t < t and not self.over:
