@@ -813,14 +813,19 @@ VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gy
 MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide the last bits
 
 
-def write(path, save, previous=None):
-    """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`."""
+def write(path, save, previous=None, check=lambda: None):
+    """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`.
+
+    check() may object, by an exception, before the first and the last change of the folder.
+    """
     temporary = path.with_name(path.name + TEMPORARY)
+    check()
     try:
         with open(temporary, "wb") as file:
             save(file)
             file.flush()
             os.fsync(file.fileno())
+        check()
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
@@ -836,37 +841,34 @@ def write_npz(path, arrays, previous=None, **meta):
     np.savez(path, meta=np.array(text), **arrays)
 
 
+class InParts(io.FileIO):
+    """A file of which no more than a MiB is read at once: a zip's list of members would be more."""
+
+    def read(self, size=-1):
+        if size > 2**20:
+            raise ValueError("it has too many arrays")
+        return super().read(size)
+
+
 def read_npz(path):
     """What write_npz wrote -> (arrays, each read when it is looked up, meta): data, never code.
 
-    Raises UsageError. Whatever is in the file, this takes no more than an instant.
+    Raises UsageError, and in an instant, whatever is in the file.
     """
     try:
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
-        with open(path, "rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(-min(98, size), os.SEEK_END)
-            tail = file.read().rjust(98)
-        zip64, end = tail[:76], tail[76:]
-        if end[:4] != b"PK\5\6" or end[-2:] != b"\0\0":
-            raise ValueError("it is not an .npz file, or not all of one")
-        large = zip64[:4] == b"PK\6\6" and zip64[56:60] == b"PK\6\7"
-        directory = int.from_bytes(zip64[40:48] if large else end[12:16], "little")
-        if directory > 2**20:
-            raise ValueError("it has too many arrays")
-        arrays = np.lib.npyio.NpzFile(path, allow_pickle=False)
-        members = arrays.zip.infolist()
+        arrays = np.lib.npyio.NpzFile(InParts(path), own_fid=True, allow_pickle=False)
+        members, size = arrays.zip.infolist(), Path(path).stat().st_size
         if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
             raise ValueError("it is compressed")  # and may unpack to anything
         if len({m.filename for m in members}) < len(members):
             raise ValueError("two of its arrays have one name")
-        if arrays.zip.getinfo("meta.npy").file_size > 2**24:
-            raise ValueError("its meta is too long")
-        text = arrays["meta"]
-        if text.dtype.kind != "U" or text.shape:  # any other may make a text without end
-            raise ValueError("its meta is no text")
-        return arrays, json.loads(text.item())
+        # Of another shape or type, it may make a text without end
+        meta = arrays.zip.getinfo("meta.npy").file_size < 2**24 and arrays["meta"]
+        if not meta or meta.shape or meta.dtype.kind != "U":
+            raise ValueError("its meta is not a text")
+        return arrays, json.loads(meta.item())
     except Exception as error:  # zipfile, numpy and json each raise their own
         what = one_line(error) or type(error).__name__
         raise UsageError(f"{path} cannot be read: {what}") from None
@@ -915,9 +917,12 @@ def load(path, device="cpu"):
     try:
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
         step, score = meta["step"], meta["evaluation"]
-        sound = type(step) is int and 0 <= step <= 10**12
-        sound = sound and (score is None or math.isfinite(score))
-        if meta["format"] != FORMAT or not sound or not meta["env"].isprintable():
+        sound = type(step) is int and 0 <= step <= 10**12 and meta["env"].isprintable()
+        if (
+            meta["format"] != FORMAT
+            or not sound
+            or not math.isfinite(0 if score is None else score)
+        ):
             raise ValueError("of another format")
         sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
         with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
@@ -950,11 +955,11 @@ class EnvError(TrainingError):
     """An environment, or the agent in it, failed or gave what is not finite."""
 
 
+SIGNALS = []  # that have come: loops look here, as foreign code might swallow an exception
+
+
 class Stopped(Exception):
-    """A signal has come, after which no evaluation goes on."""
-
-
-SIGNALS = []  # that have come: loops look here, as foreign code may swallow an exception
+    """An evaluation was left because of a signal."""
 
 
 def env_makers(config, env=None):
@@ -1043,7 +1048,8 @@ class Episode:
         self.seed, self.length, self.ret = int(seed), 0, 0.0
         self.terminated, self.over = False, False
         self.env = env = self.call(make_env)
-        self.space, self.size = env.action_space, math.prod(env.observation_space.shape)
+        self.space, observations = self.call(lambda: (env.action_space, env.observation_space))
+        self.size = math.prod(observations.shape)
         obs, _ = self.call(env.reset, seed=self.seed, returns=2)
         self.obs = self.checked("observation", obs, np.float32, self.size)
 
@@ -1067,6 +1073,7 @@ class Episode:
         self.call(self.env.close)
 
     def call(self, method, *args, returns=None, **kwargs):
+        """What the environment returns; whatever it raises, sys.exit() too, is an EnvError."""
         try:
             result = method(*args, **kwargs)
             if returns and len(result) != returns:
@@ -1074,7 +1081,7 @@ class Episode:
             return result
         except KeyboardInterrupt:
             raise
-        except BaseException as error:  # sys.exit(), too; its traceback is shown
+        except BaseException as error:  # whose traceback is shown
             raise self.error(f"{type(error).__name__}: {error}") from error
 
     def checked(self, name, value, dtype, size):
@@ -1087,11 +1094,10 @@ class Episode:
         raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
 
     def truth(self, name, value):
-        if value is True or value is False:
-            return value
-        with suppress(TypeError, ValueError):
-            if np.asarray(value).dtype.kind in "biu" and np.size(value) == 1:
-                return {0: False, 1: True}[np.asarray(value).item()]
+        with suppress(TypeError, ValueError, KeyError):
+            array = np.asarray(value)
+            if array.dtype.kind in "biu":
+                return {0: False, 1: True}[array.item()]
         raise self.error(f"{name} {one_line(repr(value))} is neither True nor False")
 
     def error(self, what):
@@ -1102,8 +1108,8 @@ class Episode:
 def evaluate(agent, make_env, seeds):
     """One deterministic episode per seed, each in an environment made anew, or EnvError.
 
-    -> returns (N,), lengths (N,), in the order of `seeds`. On the command line, raises Stopped
-    within a step of a signal.
+    -> returns (N,), lengths (N,), in the order of `seeds`. On the command line a signal ends it
+    within a step: Stopped.
     """
 
     def unless_stopped(items):
@@ -1300,14 +1306,12 @@ class Training:
     def restore(self, arrays, meta):
         """Go on from what `state` returned: exactly, but for a replay that is not in it."""
         vars(self).update({name: meta[name] for name in self.FIELDS})
-        counts = [self.step, self.episodes, self.filled_from, meta["written"], *self.lengths]
-        row = self.evaluation or dict(eval_mean=0, eval_std=0, eval_episodes=0)
-        scores = [*self.returns, self.best, meta["seconds"]]
-        scores += [row[f"eval_{name}"] for name in ("mean", "std", "episodes")]
-        if self.solved is not None:
-            counts.append(self.solved)
-        if not all(type(n) is int and 0 <= n < 2**63 for n in counts) or np.isnan(scores).any():
-            raise ValueError("a number of it is none")
+        counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
+        row = self.evaluation
+        shown = [row[f"eval_{name}"] for name in ("mean", "std", "episodes")] if row else []
+        scores = np.array([self.best, meta["seconds"], *self.returns, *shown], float)
+        if not all(type(n) is int and n >= 0 for n in counts) or np.isnan(scores).any():
+            raise ValueError("its counts or scores are none")
         for name in self.tables:
             self.tables[name] = bytes(arrays[name]).decode().splitlines(keepends=True)
         self.agent.load_state_dict(unpack(meta["agent"], arrays))
@@ -1407,15 +1411,14 @@ def record(run, folder):
     state_file, waiting = folder / "state.npz", {}
     began, save_at, warned = time.perf_counter(), 0.0, False
 
+    def still_ours():
+        with suppress(FileNotFoundError):
+            if handle is None or os.path.samestat(os.fstat(handle), os.stat(folder)):
+                return
+        raise TrainingError(f"{folder} has been moved or replaced: nothing more is written")
+
     def put(name, save, previous=None):
-        """Write a file, if the folder is still the one that was locked."""
-        try:
-            same = handle is None or os.path.samestat(os.fstat(handle), os.stat(folder))
-        except FileNotFoundError:
-            same = False
-        if not same:
-            raise TrainingError(f"{folder} has been moved or replaced: nothing more is written")
-        write(folder / name, save, previous)
+        write(folder / name, save, previous, still_ours)
 
     def sound():
         with suppress(FloatingPointError):
