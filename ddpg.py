@@ -842,11 +842,13 @@ def write_npz(path, arrays, previous=None, **meta):
 
 
 class InParts(io.FileIO):
-    """A file of which no more than a MiB is read at once: a zip's list of members would be more."""
+    """A file that is read in parts, or not at all."""
+
+    most = 2**20  # bytes at once: of a zip's list of members, at first
 
     def read(self, size=-1):
-        if size > 2**20:
-            raise ValueError("it has too many arrays")
+        if size > self.most:
+            raise ValueError("its list of arrays, or its meta, is too long")
         return super().read(size)
 
 
@@ -858,15 +860,17 @@ def read_npz(path):
     try:
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
-        arrays = np.lib.npyio.NpzFile(InParts(path), own_fid=True, allow_pickle=False)
+        file = InParts(path)
+        arrays = np.lib.npyio.NpzFile(file, own_fid=True, allow_pickle=False)
+        file.most = 2**24  # of meta, as all others are read in parts
         members, size = arrays.zip.infolist(), Path(path).stat().st_size
         if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
             raise ValueError("it is compressed")  # and may unpack to anything
         if len({m.filename for m in members}) < len(members):
             raise ValueError("two of its arrays have one name")
         # Of another shape or type, it may make a text without end
-        meta = arrays.zip.getinfo("meta.npy").file_size < 2**24 and arrays["meta"]
-        if not meta or meta.shape or meta.dtype.kind != "U":
+        meta = arrays["meta"]
+        if meta.shape or meta.dtype.kind != "U":
             raise ValueError("its meta is not a text")
         return arrays, json.loads(meta.item())
     except Exception as error:  # zipfile, numpy and json each raise their own
@@ -1168,12 +1172,15 @@ class Training:
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, probe = env_makers(config, env)
         obs_dim, space = math.prod(probe.observation_space.shape), probe.action_space
-        self.agent = agent(obs_dim, space.low, space.high, config, device)
         sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
+            self.agent = agent(obs_dim, space.low, space.high, config, device)
             self.buffer = ReplayBuffer(*sizes, config.gamma, device)
-        except RuntimeError as error:  # out of memory
-            raise UsageError(f"buffer_size: {sizes[0]:,} rows do not fit: {error}") from None
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            text = f"networks and {sizes[0]:,} rows (buffer_size) do not fit: {one_line(error)}"
+            raise UsageError(text) from None
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
         self.started, self.stop, self.busy = time.perf_counter(), False, False

@@ -2977,7 +2977,8 @@ def test_command_refuses_a_replay_that_does_not_fit(tmp_path):
         return ddpg.main(["--buffer-size", "1000000000", "--out", str(tmp_path / "run")])
 
     assert exit_code(in_a_child(child, tmp_path / "log")) == 2
-    assert "buffer_size: 1,000,000,000 rows do not fit" in (tmp_path / "log").read_text()
+    log = (tmp_path / "log").read_text()
+    assert "1,000,000,000 rows (buffer_size) do not fit" in log and log.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
