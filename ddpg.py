@@ -381,7 +381,7 @@ class Adam:
         return {"state": {0: self.state}, "param_groups": [{"lr": self.lr}]}
 
     def load_state_dict(self, saved):
-        self.lr = saved["param_groups"][0]["lr"]
+        self.lr = float(saved["param_groups"][0]["lr"])
         for name, tensor in self.state.items():
             tensor.copy_(saved["state"][0][name])
 
@@ -526,7 +526,7 @@ class Agent:
         """Go on from what `state_dict` returned."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
-        self.updates = state["updates"]
+        self.updates = int(state["updates"])
         self.metrics.copy_(state["metrics"])
         self.generator.set_state(state["generator"])
 
@@ -1539,15 +1539,15 @@ def begin_again(path, env, device, threads, agent, changes):
             raise ValueError("its arrays are larger than those of its training")
         with arrays:
             run.restore(arrays, meta)
-    except (UsageError, EnvError):
+        if meta["machine"] != MACHINE:
+            warn(f"saved on {meta['machine']}: last bits may differ")
+        if "rows" not in arrays:
+            warn(f"no updates for {config.learning_starts:,} steps, without the replay")
+        return run
+    except UsageError:
         raise
     except Exception as error:  # whatever is wrong with it
         raise UsageError(f"{path} cannot be resumed: {one_line(repr(error))}") from error
-    if meta["machine"] != MACHINE:
-        warn(f"saved on {meta['machine']}: last bits may differ")
-    if "rows" not in arrays:
-        warn(f"no updates for {config.learning_starts:,} steps, without the replay")
-    return run
 
 
 # ---- command line ----
