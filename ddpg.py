@@ -875,7 +875,7 @@ def read_npz(path):
         return arrays, json.loads(meta.item())
     except Exception as error:  # zipfile, numpy and json each raise their own
         what = one_line(error) or type(error).__name__
-        raise UsageError(f"{path} cannot be read: {what}") from None
+        raise UsageError(f"{one_line(path)} cannot be read: {what}") from None
 
 
 def pack(tree, arrays):
@@ -907,7 +907,7 @@ def existing(folder, *names):
     """Those of these files that a run's folder has, or UsageError."""
     paths = [folder / name for name in names if os.path.exists(folder / name)]
     if not paths:
-        text = f"{folder} has no {names[0]}: it is not the folder of a run, or that was "
+        text = f"{one_line(folder)} has no {names[0]}: it is not the folder of a run, or that was "
         raise UsageError(text + "killed before it was first saved")
     return paths
 
@@ -1358,10 +1358,12 @@ def new_folder(folder):
     folder = Path(folder)
     try:
         if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty: --resume it, or take another --seed or --out")
+            raise UsageError(
+                f"{one_line(folder)} is not empty: --resume it, or take another --seed or --out"
+            )
         (folder / "policies").mkdir(parents=True)
     except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error}") from None
+        raise UsageError(f"cannot write to {one_line(folder)}: {error.strerror}") from None
     return folder
 
 
