@@ -192,7 +192,7 @@ class ReplayBuffer:
             discount = 0.0 if terminated else self.gamma ** len(self.pending)
             first, _ = self.pending.popleft()
             row = np.concatenate([first, [n_step_return], next_obs, [discount]], dtype=np.float32)
-            if not np.isfinite(row).all():
+            if not all(map(math.isfinite, row.tolist())):  # faster than NumPy
                 raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
             self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
@@ -1089,15 +1089,19 @@ class Episode:
             raise self.error(f"{type(error).__name__}: {error}") from error
 
     def checked(self, name, value, dtype, size):
-        with suppress(TypeError, ValueError, OverflowError):
-            array = np.asarray(value)
+        try:
+            array = np.array(value)  # a copy
             if array.dtype.kind in "biufO":  # neither complex numbers nor texts
-                array = np.array(array, dtype).reshape(size)  # a copy
-                if all(map(math.isfinite, array.tolist())):  # faster than NumPy
+                array = array.astype(dtype, copy=False).reshape(size)
+                if all(map(math.isfinite, array.tolist())):
                     return array
+        except (TypeError, ValueError, OverflowError):
+            pass
         raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
 
     def truth(self, name, value):
+        if isinstance(value, bool):
+            return value
         with suppress(TypeError, ValueError, KeyError):
             array = np.asarray(value)
             if array.dtype.kind in "biu":
