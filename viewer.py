@@ -63,8 +63,7 @@ def find(target):
         return Path(target)
     runs = [config.parent for config in Path("runs").glob("**/config.json")]
     if not runs:
-        train = "Train one first:\n  python ddpg.py --env Pendulum-v1"
-        raise ValueError(f"there is no run under runs/ yet. {train}")
+        raise ValueError("no run under runs/ yet. Train one:\n  python ddpg.py --env Pendulum-v1")
     return max(runs, key=lambda folder: folder.stat().st_mtime)  # writing in it dates it
 
 
@@ -142,9 +141,8 @@ def push(env, right, up):
 class Player:
     """Plays episodes of one policy and can go back in them: it keeps a tape of the actions.
 
-    policy: from ddpg.load. env: the id to use instead of the policy's own. results: where finished
-    episodes go, but assisted ones, {(policy, step, deterministic): {seed: row}}: however often one
-    is flown, it counts once.
+    policy: from ddpg.load. env: the id to use instead of its own. results: where finished episodes
+    go, but assisted ones, {(policy, step, deterministic): {seed: row}}: each counts once.
     """
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
@@ -154,23 +152,22 @@ class Player:
         self.make_env = ddpg.env_maker_of(policy, **changes)
         self.env = self.make_env()
         if render and "rgb_array" not in (self.env.metadata.get("render_modes") or []):
-            what = "cannot draw itself (no rgb_array): use --headless --json"
-            raise ValueError(f"{self.env_id} {what}")
+            raise ValueError(f"{self.env_id} cannot draw itself (no rgb_array): --headless --json")
         if render:
             kwargs = policy.config.env_kwargs | {"render_mode": "rgb_array"}
             self.make_env = ddpg.env_maker_of(policy, env_kwargs=kwargs, **changes)
         self.fps = self.env.metadata.get("render_fps") or 30
         self.limit = self.env.spec.max_episode_steps
-        dims = policy.obs_dim, len(policy.low)
-        self.known = Known([f"a{i}" for i in range(dims[1])], [f"o{i}" for i in range(dims[0])])
+        dims = [len(policy.low), policy.obs_dim]
+        self.known = Known([f"a{i}" for i in range(dims[0])], [f"o{i}" for i in range(dims[1])])
         for name, known in KNOWN.items():
-            sizes = len(known.observations), len(known.actions)
-            if self.env_id.startswith(name) and sizes == dims:
+            if self.env_id.startswith(name) and [*map(len, known[:2])] == dims:
                 self.known = known
 
     def start(self, seed):
         """Begin the episode of a seed."""
         self.seek(0, seed)
+        self.identity = self.policy.meta["path"], self.train_step, not self.noisy  # for results
         self.tape = []  # a step: (act in [-1, 1], push or None, whether the act was the user's)
         theta, rng = self.policy.config.noise_theta, np.random.default_rng(seed)
         self.noise = ddpg.Noise(len(self.policy.low), theta, rng)
@@ -217,11 +214,6 @@ class Player:
             if not self.assisted:
                 self.results.setdefault(self.identity, {})[self.seed] = self.row
 
-    @property
-    def identity(self):
-        """Whose results count together."""
-        return self.policy.meta["path"], self.train_step, not self.noisy
-
     def close(self):
         self.env.unwrapped.screen = None  # or close would call pygame.quit(), with our window
         self.env.close()
@@ -231,8 +223,7 @@ class Player:
         if self.picture is None:
             frame = np.asarray(self.episode.call(self.env.render))
             if frame.ndim != 3 or frame.shape[2] < 3:
-                what = f"draws pictures of {frame.shape}, not of (height, width, 3)"
-                raise ValueError(f"{self.env_id} {what}")
+                raise ValueError(f"its pictures are of {frame.shape}, not of (height, width, 3)")
             self.picture = np.ascontiguousarray(frame[:, :, :3], np.uint8)
         return self.picture
 
@@ -245,9 +236,8 @@ class Player:
 
     def predicted(self):
         """Q(s_t, a_t) of the steps so far, evaluated only when somebody looks."""
-        known = len(self.values)
-        if known < self.t:
-            new = slice(known, self.t)
+        new = slice(len(self.values), self.t)
+        if new.start < self.t:
             self.values += self.q(self.trail[new], [act for act, *_ in self.tape[new]])
         return self.values
 
@@ -262,10 +252,9 @@ class Player:
 
 def summary(results):
     """Statistics of the episodes, a dict for each policy."""
-    for (policy, step, deterministic), rows in results.items():
+    for (policy, step, det), rows in results.items():
         numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
-        row = dict(policy=policy, train_step=step, deterministic=deterministic)
-        yield row | ddpg.summary(*numbers)
+        yield dict(policy=policy, train_step=step, deterministic=det) | ddpg.summary(*numbers)
 
 
 EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
@@ -329,15 +318,13 @@ def draw_plot(surface, rect, curves, length, px):
         return
     low, high = min(everything), max(everything)
     inner = pygame.Rect(rect.x + 2, rect.y + 4, rect.w - 4 - 4 * px, rect.h - 8)
-
-    def y_of(value):
-        return inner.bottom - (value - low) / max(high - low, 1e-9) * inner.h
-
+    across, up = inner.w / max(length - 1, 1), inner.h / max(high - low, 1e-9)
+    zero = inner.bottom + low * up
     if low < 0 < high:
-        pygame.draw.line(surface, LINE, (inner.x, y_of(0)), (inner.right, y_of(0)))
+        pygame.draw.line(surface, LINE, (inner.x, zero), (inner.right, zero))
     for values, color, dashed in curves:
         shown = list(enumerate(values))[:: max(1, len(values) // 2_000)]
-        points = [(inner.x + t / max(length - 1, 1) * inner.w, y_of(value)) for t, value in shown]
+        points = [(inner.x + t * across, inner.bottom - (v - low) * up) for t, v in shown]
         for a, b in zip(points, points[1:]):
             if not dashed or (a[0] - inner.x) % 12 < 7:
                 pygame.draw.line(surface, color, a, b, 2)
@@ -355,15 +342,11 @@ def draw_gauges(surface, rect, player, act, helped, px):
         text(surface, number.move(0, 2), f"{player.policy.to_env(act)[i]:+.2f}", px, TEXT, 1)
         bar.h -= 3
         surface.fill(FIELD, bar)
-
-        def x_of(value):
-            return bar.centerx + bar.w / 2 * value
-
         if player.known.dead_zones:
-            left, right = map(x_of, player.known.dead_zones[i])
+            left, right = (bar.centerx + bar.w / 2 * end for end in player.known.dead_zones[i])
             surface.fill(LINE, (left, bar.y, right - left, bar.h))
         color = YELLOW if helped else ORANGE if unit > 0 else BLUE
-        left, width = min(bar.centerx, x_of(unit)), max(2, abs(unit) * bar.w / 2)
+        left, width = bar.centerx + min(0, unit) * bar.w / 2, max(2, abs(unit) * bar.w / 2)
         surface.fill(color, (left, bar.y + 3, width, bar.h - 6))
         pygame.draw.line(surface, TEXT, (bar.centerx, bar.y), (bar.centerx, bar.bottom - 1))
 
@@ -408,8 +391,7 @@ def draw_panel(surface, rect, player, episode, show_map, px):
     realised = player.realised() if player.over else []
     rect, size = rect.inflate(-16, -12), len(player.trail[0])
     gauges = min(len(act), 6)
-    rows = rect.h // line - 10 - gauges  # 10: the return, two plots, four titles
-    rows = min(-(-size // 2), max(1, rows))
+    rows = min(-(-size // 2), max(1, rect.h // line - 10 - gauges))  # 10: return, plots, titles
     # fmt: off
     sections = [  # title and text on its right with their colors, height or None, drawing
         (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE,
@@ -570,9 +552,8 @@ class Window:
         self.dirty = True  # the picture is no longer true
         self.paused = self.locked = self.follow = self.show_help = False
         self.results, self.episode, self.speed = {}, 0, 1
-        self.owed = 0.0  # steps that are due
         self.steps, self.seconds = 0, 0.0  # played at this speed, which tell how fast it really is
-        self.held = set()  # keys down
+        self.owed, self.held = 0.0, set()  # steps that are due, keys down
         self.grip, self.mouse = None, (0, 0)  # (pane, where the mouse went down), where it is
         self.notice, self.notice_for, self.poll_in = "", 0.0, 0.0
 
@@ -650,11 +631,10 @@ class Window:
 
     def choose(self, which):
         """Another policy of the run; choosing ends following, unless it is the newest."""
-        steps, now, best = list(self.run.policies), self.player.train_step, self.run.best
-        before = [step for step in steps if step < now]
-        after = [step for step in steps if step > now]
-        found = dict(first=steps[:1], previous=before[-1:], best=[best])
-        found |= dict(next=after[:1], newest=steps[-1:])
+        steps, now = list(self.run.policies), self.player.train_step
+        found = dict(first=steps[:1], newest=steps[-1:], best=[self.run.best])
+        found["previous"] = [step for step in steps if step < now][-1:]
+        found["next"] = [step for step in steps if step > now][:1]
         if not found[which]:
             raise ValueError(f"there is no {which} snapshot")
         self.show(self.run.policies[found[which][0]], follow=which == "newest")
@@ -851,9 +831,8 @@ class Window:
         score = policy.meta["evaluation"]
         name += "" if score is None else f"   eval {score:.1f}"
         last = [row["return"] for row in self.results.get(player.identity, {}).values()][-10:]
-        recent = ""
-        if last and title.w > 40 * self.px:
-            recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}"
+        last = last if title.w > 40 * self.px else []
+        recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
         text_pair(self.surface, title, name, recent, self.px, TEXT, DIM)
         if pygame.display.get_init():
             pygame.display.set_caption(name)
@@ -918,8 +897,7 @@ def open_display():
             raise pygame.error("no screen found")
         return pygame.display.set_mode(SIZE, pygame.RESIZABLE)
     except pygame.error as error:
-        others = "without one: --headless, --png FILE or --gif FILE"
-        raise ValueError(f"cannot open a window: {error}\n{others}") from None
+        raise ValueError(f"no window: {error}\nwithout one: --headless, --png or --gif") from None
 
 
 def watch(options):
@@ -999,22 +977,18 @@ def parse(argv):
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, **layout)
     parser.error, add = refuse, parser.add_argument
-    newest = "(default: the newest run under runs/)"
-    add("run", nargs="?", help=f"a run's folder or a policy file {newest}")
+    add("run", nargs="?", help="a run's folder or a policy file (default: the newest under runs/)")
     add("--env", metavar="ID", help="fly in this environment: a gymnasium id, or module:Id")
-    first = "the first episode's seed; the next ones follow (default 0)"
-    add("--seed", type=int, default=0, help=first)
+    add("--seed", type=int, default=0, help="the first episode's seed; others follow (default 0)")
     add("--live", action="store_true", help="follow the newest policy of a training from the start")
     add("--noisy", action="store_true", help="with the exploration noise of the training")
     add("--headless", action="store_true", help="no window: play and print")
     number = dict(type=int, metavar="N")
-    default = "(default 20; in tours and films 1)"
-    add("--episodes", **number, help=f"episodes without a window {default}")
+    add("--episodes", **number, help="episodes without a window (default 20; in tours and films 1)")
     add("--json", action="store_true", help="without a window: lines of JSON")
     add("--png", metavar="FILE", help="save the picture at the end of the last episode")
     add("--gif", metavar="FILE", help="save a film of the episodes")
-    tour = "an episode per snapshot, or for N of them"
-    add("--tour", **number, nargs="?", const=10**6, help=tour)
+    add("--tour", **number, nargs="?", const=10**6, help="an episode per snapshot, or for N")
     options = parser.parse_args(argv)
     if any(n is not None and n < 1 for n in (options.episodes, options.tour)):
         refuse("--episodes and --tour must be at least 1")
