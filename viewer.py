@@ -15,11 +15,16 @@ stepping back needs. From top to bottom: the run, the player, drawing, the windo
 command line.
 """
 
-import argparse
-import csv
-import functools
-import json
 import os
+import signal
+
+if __name__ == "__main__":  # until main notes signals
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import argparse
+import functools
+import io
+import json
 import sys
 import textwrap
 import time
@@ -44,6 +49,37 @@ def import_ddpg():
     ddpg.gym.logger.min_level = ddpg.gym.logger.ERROR
 
 
+signals, unprinted = [], []  # what loops look at: raised, they would come out of anything
+
+
+def on_signal(number, frame):
+    if signals or "ddpg" not in globals():  # the second, or there is nothing to sum up yet
+        os._exit(128 + number)
+    signals.append(number)
+
+
+def output(text="", end="\n"):
+    try:
+        print(text, end=end, flush=True)
+    except (OSError, ValueError) as error:
+        unprinted.append(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for prints of others and at Python's exit
+
+
+def tidy(message):
+    """A message or an exception in up to three lines that terminals and fonts can show."""
+    said = "" if isinstance(message, SystemExit) else str(message)
+    lines = (said or repr(message)).splitlines()
+    lines[2:] = filter(None, [" ".join(lines[2:])])
+    lines = [line if len(line) < 180 else f"{line[:90]} .. {line[-80:]}" for line in lines]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+
+
+def complain(message):
+    with suppress(AttributeError, OSError, ValueError):  # where stderr is closed or full
+        sys.stderr.write(f"viewer.py: {tidy(message)}\n")
+
+
 # --------------------------------------------------- the run
 
 
@@ -53,12 +89,13 @@ class Run(NamedTuple):
     policies: dict  # training step -> policy file, in order
     best: int  # the step of the best policy, or of the newest one where none has been evaluated
     curve: list  # of (step, mean return of the evaluation)
+    faults: list  # what is wrong with files, which were left out
 
 
 def find(target):
     """The path of a run's folder or a policy file; None stands for the newest run."""
     if target is not None:
-        if not Path(target).exists():
+        if not os.path.exists(target):  # Path.exists raises for long names
             raise ValueError(f"{target}: no such file or folder")
         return Path(target)
     runs = [config.parent for config in Path("runs").glob("**/config.json")]
@@ -68,37 +105,55 @@ def find(target):
 
 
 def read_run(folder):
-    """The Run in a folder as it is now, or of a policy file alone; None if it has no policies."""
-    if folder.is_file():
-        step = step_of(folder) or 0
-        return Run({step: folder}, step, [])
-    snapshots = folder.glob("policies/*.npz")
-    policies = {int(file.stem): file for file in snapshots if file.stem.isdigit()}
-    last, best = step_of(folder / "last.npz"), step_of(folder / "best.npz")
-    policies |= {last: folder / "last.npz", best: folder / "best.npz"}
-    policies.pop(None, None)  # of a file that is missing or cannot be read
-    if not policies:
-        return None
-    curve = []  # before the first evaluation
-    with suppress(OSError, KeyError, TypeError, ValueError):
-        with open(folder / "progress.csv", newline="") as file:
-            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
-    return Run(dict(sorted(policies.items())), max(policies) if best is None else best, curve)
+    """The Run in a folder as it is now, or of a policy file alone."""
+    policies, faults, snapshots = {}, [], sorted(folder.glob("policies/*.npz"))
+    files = [folder] if folder.is_file() else [*snapshots, folder / "last.npz", folder / "best.npz"]
+    for file in filter(os.path.exists, files):
+        try:
+            step = step_of(file, file.stat().st_mtime_ns)
+            if file in snapshots and file.stem != f"{step:012d}":
+                raise ddpg.UsageError("its name is not its step")
+            policies[step] = file
+        except (OSError, ddpg.UsageError) as error:  # one bad file costs that file
+            faults.append(f"{file.name}: {error}")
+    best = max([s for s in policies if policies[s].name == "best.npz"] or policies or [None])
+    curve = read_curve(folder / "progress.csv", faults)
+    return Run(dict(sorted(policies.items())), best, curve, faults)
+
+
+@functools.lru_cache(1_000)
+def step_of(path, mtime):
+    """The training step of a policy file, or UsageError if it cannot be loaded or shown."""
+    step, score = map(ddpg.load(path).meta.get, ("step", "evaluation"))
+    if type(step) is int and 0 <= step <= 10**12 and (score is None or abs(score) < 1e300):
+        return step
+    raise ddpg.UsageError("its step or its evaluation is out of range")
+
+
+def read_curve(path, faults):
+    """The curve in progress.csv, for which some 2,000 rows are enough."""
+    curve, rows = [], []
+    source = path if path.is_file() else os.devnull  # a pipe or a device may never end
+    with suppress(OSError, ValueError), open(source, "rb") as file:
+        head, *rows = file.read(2**22).decode(errors="replace").split()
+    rows = rows[:: -1 - len(rows) // 2_000][::-1]
+    for row in rows:
+        with suppress(KeyError, ValueError):
+            cells = dict(zip(head.split(","), row.split(",")))
+            step, mean = int(cells["step"]), float(cells["eval_mean"])
+            if 0 <= step <= 10**12 and abs(mean) < 1e300:  # nor is it nan
+                curve.append((step, mean))
+    if os.path.exists(path) and not 0 < len(curve) == len(rows):
+        faults.append(f"{path.name}: not all of it are rows of numbers")
+    return curve
 
 
 def under_way(folder):
     """Whether a training on this machine is writing to it. Windows has no such locks: --live."""
-    try:
+    with suppress(OSError, ddpg.UsageError):
         os.close(ddpg.lock(folder))
         return False
-    except ddpg.UsageError:
-        return True
-
-
-def step_of(path):
-    """The training step of a policy file, or None if it cannot be read."""
-    with suppress(KeyError, TypeError, ValueError):
-        return int(ddpg.read_npz(path)[1]["step"])
+    return True
 
 
 # ------------------------------------------------ the player
@@ -180,7 +235,7 @@ class Player:
         self.env, self.episode, self.seed = env, episode, episode.seed
         self.t, self.over, self.assisted, self.picture = 0, False, False, None
         self.rewards, self.trail, self.values = [], [self.episode.obs], []
-        while self.t < t and not self.over:
+        while self.t < t and not self.over and not signals:
             self.step()
 
     def step(self, act=None, push_by=None):
@@ -457,7 +512,7 @@ def draw_help(surface, px):
 
 
 def draw_notice(surface, rect, notice, px):
-    wrap = functools.partial(textwrap.wrap, width=int(rect.w / px / 0.5))
+    wrap = functools.partial(textwrap.wrap, width=max(1, int(rect.w / px / 0.5)))
     lines = [part for line in notice.splitlines() for part in wrap(line)][:5]
     height = len(lines) * (px + 4)
     box = pygame.Rect(rect.x + 8, rect.bottom - 14 - height, rect.w - 16, 6 + height)
@@ -566,34 +621,34 @@ class Window:
         return all(player.over for player in self.players)
 
     def say(self, message):
-        self.notice, self.notice_for, self.dirty = message, 5.0, True
+        self.notice, self.notice_for, self.dirty = tidy(message), 5.0, True
 
     def attempt(self, do, *arguments):
         """Whatever goes wrong is a notice, and what was flying flies on -> whether it went well."""
         try:
             do(*arguments)
             return True
-        except Exception as error:
-            self.say(str(error) or repr(error))
+        except BaseException as error:  # SystemExit of an environment, too
+            self.say(error)
 
     def open(self, target):
         """Show a policy, the best one of a run, or of a training under way each new one."""
-        path = find(target)
-        run = read_run(path)
-        follow = self.options.live
-        if path.is_dir() and not self.options.headless:
-            follow = follow or under_way(path)
-        if run:
+        typed = find(target)
+        run = read_run(path := Path(self.options.start, typed))
+        if run.policies:
+            follow = self.options.live or not self.options.headless and under_way(path)
             self.show(run.policies[max(run.policies) if follow else run.best], follow)
         elif self.player or self.options.headless or not self.options.live:
-            raise ValueError(f"{path} is not the folder of a run, or has no policies yet")
+            faults = run.faults or [f"{typed} is not the folder of a run, or has no policies yet"]
+            raise ValueError("\n".join(faults))
         self.path, self.run = path, run
-        self.say(str(path))
+        self.say("\n".join(run.faults or [str(typed)]))
 
     def show(self, path, follow=False):
         """Replay the episode with the policy of another file, and follow the newest one or not."""
-        env, drawn = self.options.env, self.options.drawn
-        player = Player(ddpg.load(path), env, drawn, self.noisy, self.results)
+        policy = ddpg.load(path)
+        policy.meta["path"] = str(path).removeprefix(self.options.hidden)
+        player = Player(policy, self.options.env, self.options.drawn, self.noisy, self.results)
         player.start(self.seed)  # what fails here leaves the old one flying
         if self.player:
             self.player.close()
@@ -651,21 +706,21 @@ class Window:
             self.say(f"step {self.pinned.train_step:,} is pinned: now choose another")
 
     def file_name(self, kind):
-        name = self.player.env_id.split(":")[-1].replace("/", "-")
+        name = self.options.start + self.player.env_id.split(":")[-1].replace("/", "-")
         return f"{name}-step{self.player.train_step}-seed{self.seed}.{kind}"
 
     def save_png(self):
         self.notice_for = 0
         self.draw()
         pygame.image.save(self.surface, self.file_name("png"))
-        self.say(f"saved {self.file_name('png')}")
+        self.say(f"saved {os.path.basename(self.file_name('png'))}")
 
     def record_gif(self):
         film = self.film
         self.film = None if film else Gif(self.file_name("gif"), self.player.fps)
         if film:
             film.save()
-            self.say(f"saved {film.path}, {len(film.frames)} frames")
+            self.say(f"saved {os.path.basename(film.path)}, {len(film.frames)} frames")
 
     def full_screen(self):
         full = self.surface.get_flags() & pygame.FULLSCREEN
@@ -750,13 +805,15 @@ class Window:
     def poll(self):
         """See whether the training has written something new."""
         run, old = read_run(self.path), self.run
-        if not run or run == old:
+        if not run.policies or run == old:
             return
         newest = max(run.policies)
         if not self.player:
             self.show(run.policies[newest], follow=True)
         elif newest > max(old.policies):
             self.say(f"new: step {newest:,}" + ", loads at the next episode" * self.follow)
+        if faults := [fault for fault in run.faults if fault not in old.faults]:
+            self.say("\n".join(faults))
         self.run, self.dirty = run, True
 
     def play(self, dt):
@@ -814,12 +871,12 @@ class Window:
         elif self.show_help:
             draw_help(self.surface, px)
         else:
-            self.draw_status(where["title"].inflate(-16, -10), where["bar"].inflate(-16, -10))
+            self.attempt(self.draw_status, where["title"], where["bar"])
             self.attempt(self.draw_scenes, where["scene"])
-            panel = where["panel"]
+            on, panel, player = self.surface, where["panel"], self.player
             if panel.w:
-                draw_panel(self.surface, panel, self.player, self.episode, self.show_map, px)
-            draw_timeline(self.surface, where["timeline"], self.run, self.player.train_step, px)
+                self.attempt(draw_panel, on, panel, player, self.episode, self.show_map, px)
+            self.attempt(draw_timeline, on, where["timeline"], self.run, player.train_step, px)
         if self.notice_for > 0:
             draw_notice(self.surface, where["scene"], self.notice, px)
         self.dirty = False
@@ -827,6 +884,7 @@ class Window:
     def draw_status(self, title, bar):
         """What is flying, and how."""
         player, policy = self.player, self.player.policy
+        title, bar = title.inflate(-16, -10), bar.inflate(-16, -10)
         name = f"{player.env_id}   {policy.config.algo}   step {player.train_step:,}"
         score = policy.meta["evaluation"]
         name += "" if score is None else f"   eval {score:.1f}"
@@ -868,7 +926,7 @@ class Window:
         """Handle, update, and draw if something has changed, 60 times a second."""
         clock = pygame.time.Clock()
         pygame.key.set_repeat(350, 50)
-        while self.alive:
+        while self.alive and not signals:
             dt = clock.tick(60) / 1000
             repeated = set()
             for event in pygame.event.get():
@@ -906,8 +964,8 @@ def watch(options):
     window = Window(open_display(), options)
     loading = ThreadPoolExecutor(1).submit(import_ddpg)
     pygame.display.set_caption("viewer.py")
-    print(f"viewer.py: {path}", flush=True)
-    text(window.surface, window.surface.get_rect(), f"opening {path} ..", window.px, DIM)
+    output(f"viewer.py: {path}")
+    text(window.surface, window.surface.get_rect(), tidy(f"opening {path} .."), window.px, DIM)
     while not loading.done():
         pygame.display.flip()
         pygame.event.pump()  # events wait in the queue; who never asks for them is called hung
@@ -919,9 +977,9 @@ def watch(options):
     finally:
         if window.film:
             window.attempt(window.record_gif)
-            print(window.notice)
+            output(window.notice)
         lines = [SUMMARY.format(**row) for row in summary(window.results)]
-        print("\n".join(lines or ["no episode was flown to its end without help"]))
+        output("\n".join(lines or ["no episode was flown to its end without help"]))
 
 
 # ------------------------------------------ without a window
@@ -935,36 +993,39 @@ def headless(options):
     pygame.font.init()
     window = Window(pygame.Surface(SIZE), options)
     window.open(path)
-    files = [window.player.policy.meta["path"]]
-    if options.tour:
-        files = list(window.run.policies.values())
+    if window.run.faults:
+        complain("\n".join(window.run.faults))
+    shown = Path(options.start, window.player.policy.meta["path"])
+    files = list(window.run.policies.values()) if options.tour else [shown]
     stops = np.linspace(0, len(files) - 1, min(options.tour or 1, len(files))).round()
     if options.gif:
-        window.film = Gif(options.gif, window.player.fps)
+        window.film = Gif(Path(options.start, options.gif), window.player.fps)
     window.episode, window.notice_for = 0, 0.0
     try:
         for i in stops.astype(int):
             for window.seed in range(options.seed, options.seed + options.episodes):
                 window.show(files[i])  # which flies that seed
-                while not window.over:
+                while not (window.over or signals or unprinted):
                     window.step()
+                if signals or unprinted:
+                    return
                 row = window.player.row
-                print(json.dumps(row) if options.json else EPISODE.format(**row), flush=True)
+                output(json.dumps(row) if options.json else EPISODE.format(**row))
         if options.png:
             window.draw()
         if window.notice_for:  # a picture that could not be drawn
             raise ValueError(window.notice)
         if options.png:
-            with open(options.png, "wb") as file:
-                pygame.image.save(window.surface, file, "png")
+            pygame.image.save(window.surface, picture := io.BytesIO(), "png")
+            Path(options.start, options.png).write_bytes(picture.getvalue())
         if options.gif:
             window.film.save()
     finally:
         for row in summary(window.results):
             if options.json:
-                print(json.dumps({"summary": True} | row))
+                output(json.dumps({"summary": True} | row))
             elif row["episodes"] > 1:
-                print(SUMMARY.format(**row))
+                output(SUMMARY.format(**row))
 
 
 # ---------------------------------------------- command line
@@ -995,6 +1056,8 @@ def parse(argv):
     for file in options.png, options.gif:
         if file is not None and (Path(file).is_dir() or not Path(file).parent.is_dir()):
             refuse(f"cannot save a picture as {file}")
+    options.start = os.path.join(os.getcwd(), "")  # an environment may leave it
+    options.hidden = "" if os.path.isabs(options.run or "") else options.start
     short = options.png or options.gif or options.tour
     options.headless = options.headless or options.json or short
     options.drawn = options.png or options.gif or not options.headless
@@ -1003,23 +1066,33 @@ def parse(argv):
 
 
 def main(argv=None):
-    """The command line -> its exit code: 0, 1 if nobody reads it, 2 for refused, 130 for Ctrl-C."""
+    """The command line -> its exit code: 0, 1 cannot print, 2 refused, 130 or 143 for a signal."""
+    code, options = 0, None
+    del signals[:], unprinted[:]
+    with suppress(ValueError):  # outside of the main thread
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, on_signal)
     with suppress(AttributeError, OSError):  # where stdout is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
         options = parse(argv)
-        sys.path.append(os.getcwd())  # where the module of --env module:Id may be
+        if ":" in (options.env or ""):  # else nothing may be imported from here, as Box2D would
+            sys.path.append(os.getcwd())
         (headless if options.headless else watch)(options)
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except Exception as error:
-        lines = f"viewer.py: {str(error) or repr(error)}".splitlines()
-        print("\n".join(lines[:3]), file=sys.stderr)
-        return 2
+    except BaseException as error:
+        if options or not isinstance(error, SystemExit):  # of --help
+            code = 2
+            complain(error)
+    output(end="")
+    if unprinted and not code and (not options or options.headless):
+        code = 1
+        if not isinstance(unprinted[0], BrokenPipeError):
+            complain(f"cannot print: {unprinted[0]}")
+    try:
+        print(end="", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as Python's flush at exit would fail as well
+    return 128 + signals[0] if signals else code
 
 
 if __name__ == "__main__":
