@@ -808,7 +808,7 @@ def check_networks(agent):
 # ---- files ----
 
 FORMAT = 1  # of policy files
-TEMPORARY = ".being-written"  # at the end of a name
+TEMPORARY = ".unfinished"  # at the end of a name
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
 MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide the last bits
 

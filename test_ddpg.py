@@ -4136,6 +4136,112 @@ def test_viewer_waits_for_a_training_that_has_just_begun(tmp_path):
     pixels(w)
 
 
+def progress(text):
+    return lambda path: path.write_bytes(b"step,eval_mean\n" + text)
+
+
+def sparse(path):
+    with open(path, "wb") as file:
+        file.truncate(6 << 30)
+
+
+def with_meta(**changes):
+    """A function that writes a policy file that is sound but for these in its meta."""
+
+    def write(path):
+        arrays, meta = ddpg.read_npz(make_policy(path))
+        arrays = {name: arrays[name] for name in arrays if name != "meta"}
+        ddpg.write_npz(path, arrays, **meta | changes)
+
+    return write
+
+
+ONE_BAD_FILE = {  # a file of a run's folder, and what puts a bad one there
+    "a pipe": ("progress.csv", lambda path: os.mkfifo(path)),
+    "endless": ("progress.csv", lambda path: path.symlink_to("/dev/zero")),
+    "a folder": ("progress.csv", Path.mkdir),
+    "6 GiB": ("progress.csv", sparse),
+    "a long field": ("progress.csv", progress(b"0,5\n1," + b"1" * 200_000)),
+    "not finite": ("progress.csv", progress(b"0,1\n5,nan\n6,-inf\n7,1e400\n8,2")),
+    "other columns": ("progress.csv", lambda path: path.write_text("a,b\n1,2\n")),
+    "short rows": ("progress.csv", progress(b"1\n2,5")),
+    "far steps": ("progress.csv", progress(b"1" + b"0" * 13 + b",1\n-1,1\n2,5")),
+    "other bytes": ("progress.csv", progress(b"\xff,\xfe\n0,5")),
+    "no number": ("policies/\u00b2.npz", make_policy),
+    "a long number": (f"policies/{'1' * 240}.npz", make_policy),
+    "beyond": (f"policies/{10**12 + 1}.npz", with_meta(step=10**12 + 1)),
+    "junk": ("best.npz", lambda path: path.write_bytes(b"junk")),
+    "a folder of its own": ("last.npz", Path.mkdir),
+    "a pipe as policy": ("best.npz", lambda path: os.mkfifo(path)),
+    "sparse": ("last.npz", sparse),
+    "true": ("best.npz", with_meta(step=True)),
+    "negative": ("best.npz", with_meta(step=-1)),
+    "a huge step": ("last.npz", with_meta(step=10**400)),
+    "a huge evaluation": ("best.npz", with_meta(evaluation=10**400, step=2500)),
+    "no evaluation": ("best.npz", with_meta(evaluation=float("nan"), step=2500)),
+}
+
+
+@needs_unix
+@pytest.mark.parametrize("name, spoil", ONE_BAD_FILE.values(), ids=ONE_BAD_FILE)
+def test_viewer_one_bad_file_costs_that_file(run, name, spoil):
+    """It is named once, in the window as on stderr, and the others are played."""
+    bad = run / name
+    bad.unlink(missing_ok=True)
+    spoil(bad)
+
+    def work():
+        w = open_window(run)
+        assert bad.name[:60] in w.notice and step_shown(w) in (2000, 3000)
+        w.say("")
+        repeat(3, w.update, 0.6)
+        pixels(w)
+        press(w, "Home")
+        assert w.notice == "''" and step_shown(w) == 0 and bad not in w.run.policies.values()
+        return viewer.main([str(run), "--tour", "--json"])
+
+    out, err = run / "out", run / "err"
+    assert exit_code(in_a_child(work, out, err)) == 0, err.read_text()
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    steps = [row["train_step"] for row in rows if "seed" in row]
+    assert steps in ([0, 1000, 2000, 3000], [0, 1000, 3000])
+    (line,) = err.read_text().splitlines()
+    assert bad.name[:60] in line and len(line) <= 200
+
+
+def test_viewer_the_curve_without_the_rows_that_are_no_numbers(run):
+    progress(b"0,1\n5,nan\n6,-inf\n7,1e400\n1e3,2\n\xff,3\n\n8,2\n9")(run / "progress.csv")
+    assert viewer.read_run(run).curve == [(0, 1), (8, 2)]
+    progress(b"".join(b"%d,%d\n" % (i, -i) for i in range(100_001)))(run / "progress.csv")
+    seen = viewer.read_run(run)
+    assert not seen.faults and seen.curve[-1] == (100_000, -100_000)
+    assert 1_900 < len(seen.curve) < 2_100
+
+
+def test_viewer_what_cannot_be_drawn_leaves_the_rest(w):
+    w.player.policy.meta["evaluation"] = 10**400
+    assert "critic's Q" in " ".join(words_on(w)) and w.notice in words_on(w)
+    assert "too large" in w.notice and not w.dirty
+    w.player.policy.meta["evaluation"] = None
+    w.notice_for = 0
+    pixels(w)
+    assert w.notice_for == 0
+
+
+@pytest.mark.parametrize("what", ["\0", "\ud800", "\x1b[2J", "a\nb\nc\nd", "long " * 1_000])
+def test_viewer_messages_are_short_and_can_be_drawn(w, capsys, monkeypatch, what):
+    w.say(what)
+    w.draw()
+
+    def fails(target):
+        raise ValueError(what)
+
+    monkeypatch.setattr(viewer, "find", fails)
+    for said in w.notice, refused(capsys, "--headless"):
+        assert len(said.splitlines()) <= 3 and said.replace("\n", "").isprintable()
+        assert all(len(line) <= 200 for line in said.splitlines())
+
+
 def test_viewer_a_file_dropped_on_the_window(w, run, tmp_path):
     drop(w, make_policy(tmp_path / "other.npz", LANDER, step=77))
     assert step_shown(w) == 77 and w.player.env_id == LANDER
@@ -4204,7 +4310,7 @@ def test_viewer_leaving_prints_the_summary(run, monkeypatch, capsys):
 
     def loop(window):
         returns.append(finish(window))
-        raise KeyboardInterrupt
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(viewer.Window, "loop", loop)
     assert viewer.main([str(run), "--noisy"]) == 130
@@ -4254,6 +4360,7 @@ def refused(capsys, *arguments):
     assert viewer.main([str(argument) for argument in arguments]) == 2
     out, error = capsys.readouterr()
     assert 1 <= len(error.splitlines()) <= 3 and error.startswith("viewer.py: ")
+    assert max(map(len, error.splitlines())) <= 200
     assert "Traceback" not in error and "episode" not in out
     return error
 
@@ -4309,17 +4416,99 @@ def test_viewer_printing_to_nobody_ends_it_quietly(run):
     os.close(writer)
 
 
-def test_viewer_ctrl_c_without_a_window_prints_the_summary(run, monkeypatch, capsys):
-    step, count = viewer.Window.step, itertools.count()
+@needs_unix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("flags", [["--headless"], []], ids=["headless", "window"])
+def test_viewer_a_signal_is_heeded_after_the_step_and_the_summary_printed(run, number, flags):
+    def interrupted():
+        step, count = viewer.Window.step, itertools.count()
 
-    def interrupted(window):
-        if next(count) == 500:
-            raise KeyboardInterrupt
-        step(window)
+        def swallowing(window, *touched):
+            assert (n := next(count)) <= 450  # nor is another step begun
+            if n == 450:
+                try:
+                    signal.raise_signal(number)
+                except BaseException:  # as Box2D may do in its callbacks
+                    pass
+            step(window, *touched)
 
-    monkeypatch.setattr(viewer.Window, "step", interrupted)
-    assert viewer.main([str(run), "--headless"]) == 130
-    assert "2 episodes: return" in capsys.readouterr().out
+        viewer.Window.step, viewer.SPEEDS[3] = swallowing, 16  # where a window begins
+        viewer.Window.play = lambda window, dt: window.restart(1) if window.over else window.step()
+        return viewer.main([str(run), *flags])
+
+    out, err = run / "out", run / "err"
+    assert exit_code(in_a_child(interrupted, out, err)) == 128 + number
+    assert "2 episodes: return" in out.read_text() and not err.read_text()
+
+
+@needs_unix
+def test_viewer_a_second_signal_leaves_at_once(run):
+    def hangs(window):
+        for _ in range(2):
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException:
+                pass
+        time.sleep(60)
+
+    def work():
+        viewer.Window.step = hangs
+        return viewer.main([str(run), "--headless"])
+
+    assert exit_code(in_a_child(work), 20) == 130
+
+
+def test_viewer_a_signal_before_torch_is_loaded(run):
+    """In the window, and within the imports at the top, here of a NumPy that takes a minute."""
+    command = [sys.executable, ROOT / "viewer.py", run]
+    more = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command, **more) as window:
+        assert window.stdout.readline() == f"viewer.py: {run}\n"
+        window.terminate()
+        assert window.wait(20) == 143 and not window.stderr.read()
+    slow = run / "slow"
+    slow.mkdir()
+    (slow / "numpy.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)")
+    with subprocess.Popen(
+        command, env={**os.environ, "PYTHONPATH": str(slow)}, **more
+    ) as importing:
+        assert importing.stdout.readline() == "begun\n"
+        importing.send_signal(signal.SIGINT)
+        assert importing.wait(20) == 130 and not importing.stderr.read()
+
+
+needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it needs /dev/full")
+OPENED_AND_CLOSED = """
+import sys, viewer
+def loop(window):
+    while not window.over:
+        window.step()
+    print("printed by an environment")
+viewer.Window.loop = loop
+sys.exit(viewer.main(sys.argv[1:]))
+"""
+
+
+@needs_full
+def test_viewer_output_that_fails_ends_no_window_and_is_said_without_one(run):
+    def ends(*command, **streams):
+        """-> its exit code and the lines on stderr."""
+        more = dict(cwd=ROOT, timeout=60, text=True)
+        result = subprocess.run([sys.executable, *command], **dict(stderr=-1) | streams | more)
+        return result.returncode, len((result.stderr or "").splitlines())
+
+    with open("/dev/full", "w") as full:
+        headless = "viewer.py", run, "--headless", "--episodes", "2"
+        assert ends(*headless, stdout=full) == (1, 1)
+        assert ends("viewer.py", "--help", stdout=full) == (1, 1)
+        assert ends("-c", OPENED_AND_CLOSED, run, stdout=full) == (0, 0)
+        assert ends("viewer.py", run / "none", stderr=full) == (2, 0)
+    assert ends("viewer.py", "--help", stdout=subprocess.DEVNULL) == (0, 0)
+
+
+@needs_full
+def test_viewer_a_picture_on_a_full_disk_is_an_error_in_a_line(run, capsys):
+    assert "No space" in refused(capsys, run, "--png", "/dev/full")
 
 
 def test_viewer_without_a_target_the_newest_run_opens(run):
@@ -4379,6 +4568,110 @@ def test_viewer_an_environment_of_your_own(tmp_path, capsys):
     mouse(w, w.panes()["scene"].center, "down", "up")
     assert "push" in w.notice and not w.grip
     finish(w)
+
+
+class Leaving(Seeing):
+    """Ends the process where it is told to, or fails in many words."""
+
+    where, how = None, SystemExit(0)
+
+    def __init__(self, render_mode=None):
+        super().__init__(render_mode)
+        self.leave("init")
+
+    def leave(self, here):
+        if here == Leaving.where:
+            raise Leaving.how
+
+    def reset(self, **kwargs):
+        self.leave("reset")
+        return super().reset(**kwargs)
+
+    def step(self, action):
+        self.leave("step")
+        return super().step(action)
+
+    def render(self):
+        self.leave("render")
+        return super().render()
+
+    def close(self):
+        self.leave("close")
+
+
+@pytest.mark.parametrize("where", ["init", "reset", "step", "render", "close"])
+def test_viewer_an_environment_that_exits_is_an_error(tmp_path, capsys, monkeypatch, where):
+    gym.register("Leaving-v0", Leaving, max_episode_steps=9)
+    path = make_policy(tmp_path / "own.npz", "Blind-v0")
+    w = open_window(path, "--env", "Leaving-v0")
+    monkeypatch.setattr(Leaving, "where", where)
+    w.attempt(w.restart)
+    w.attempt(w.update, 0.25)
+    w.dirty = True
+    w.attempt(w.draw)
+    assert "SystemExit" in w.notice
+    flags = path, "--env", "Leaving-v0", "--png", tmp_path / "a.png"
+    assert "SystemExit" in refused(capsys, *flags)
+    words = " many\nwords"
+    monkeypatch.setattr(Leaving, "how", ValueError("the end" + words * 1_000))
+    assert "the end" in refused(capsys, *flags)
+
+
+def test_viewer_names_that_are_too_long_are_refused(tmp_path, capsys):
+    path = make_policy(tmp_path / "good.npz")
+    assert "no such file" in refused(capsys, "a" * 300)
+    assert "no such file" in refused(capsys, tmp_path / ("a\n" * 2_500))
+    refused(capsys, path, "--png", "a" * 300)
+    refused(capsys, path, "--headless", "--env", "a" * 5_000)
+    refused(capsys, path, "--seed", "1" * 5_000)
+
+
+class Moving(Seeing):
+    def reset(self, **kwargs):
+        os.chdir("/")
+        return super().reset(**kwargs)
+
+
+def test_viewer_an_environment_may_change_the_working_folder(run, capsys, monkeypatch):
+    gym.register("Moving-v0", Moving, max_episode_steps=9)
+    for file in run.glob("**/*.npz"):
+        make_policy(file, "Blind-v0", step=load(file).meta["step"])
+    typed = run.relative_to(Path.cwd())
+    flags = typed, "--env", "Moving-v0"
+    start = Path.cwd()
+    for target in flags, flags[1:]:
+        monkeypatch.chdir(start)
+        rows = rows_of(capsys, *target, "--episodes", 2, "--png", "a.png", "--gif", "a.gif")
+        assert {row["policy"] for row in rows} == {str(typed / "best.npz")}
+    assert (start / "a.png").exists() and (start / "a.gif").exists()
+    monkeypatch.chdir(start)
+    w = open_window(*flags)
+    make_policy(run / "last.npz", "Blind-v0", step=3500)
+    w.update(1)
+    assert "3,500" in w.notice
+    for keys in "End", "s", "g", "Period .", "g":
+        press(w, keys)
+    assert step_shown(w) == 3500 and "saved Moving-v0" in w.notice
+    assert all((start / f"Moving-v0-step3500-seed0.{kind}").exists() for kind in ("png", "gif"))
+
+
+def test_viewer_a_strangers_folder_runs_nothing(tmp_path):
+    """What packages try to import is not taken from where the viewer was started."""
+    path = make_policy(tmp_path / "lander.npz", LANDER)
+    for name in "swig_runtime_data4", "jax", "mujoco", "PIL":
+        (tmp_path / f"{name}.py").write_text("open('executed', 'w')")
+    command = [sys.executable, ROOT / "viewer.py", path.name, "--gif", "film.gif"]
+    more = dict(cwd=tmp_path, timeout=60, capture_output=True, text=True)
+    assert "seed 0: return" in subprocess.run(command, **more).stdout
+    assert not (tmp_path / "executed").exists() and (tmp_path / "film.gif").exists()
+    (tmp_path / "mine.py").write_text(
+        "import gymnasium\nopen('executed', 'w')\n"
+        "gymnasium.register('Mine-v0', 'gymnasium.envs.box2d:LunarLander',"
+        " max_episode_steps=99, kwargs={'continuous': True})"
+    )
+    command[3:] = ["--headless", "--episodes", "1", "--env", "mine:Mine-v0"]
+    assert "seed 0: return" in subprocess.run(command, **more).stdout
+    assert (tmp_path / "executed").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a window opens elsewhere without a DISPLAY")

@@ -15,11 +15,16 @@ stepping back needs. From top to bottom: the run, the player, drawing, the windo
 command line.
 """
 
-import argparse
-import csv
-import functools
-import json
 import os
+import signal
+
+if __name__ == "__main__":  # until main notes signals
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+import argparse
+import functools
+import io
+import json
 import sys
 import textwrap
 import time
@@ -44,6 +49,37 @@ def import_ddpg():
     ddpg.gym.logger.min_level = ddpg.gym.logger.ERROR
 
 
+signals, unprinted = [], []  # what loops look at: raised, they would come out of anything
+
+
+def on_signal(number, frame):
+    if signals or "ddpg" not in globals():  # the second, or there is nothing to sum up yet
+        os._exit(128 + number)
+    signals.append(number)
+
+
+def output(text="", end="\n"):
+    try:
+        print(text, end=end, flush=True)
+    except (OSError, ValueError) as error:
+        unprinted.append(error)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for prints of others and at Python's exit
+
+
+def tidy(message):
+    """A message or an exception in up to three lines that terminals and fonts can show."""
+    said = "" if isinstance(message, SystemExit) else str(message)
+    lines = (said or repr(message)).splitlines()
+    lines[2:] = filter(None, [" ".join(lines[2:])])
+    lines = [line if len(line) < 180 else f"{line[:90]} .. {line[-80:]}" for line in lines]
+    return "\n".join("".join(c if c.isprintable() else "?" for c in line) for line in lines)
+
+
+def complain(message):
+    with suppress(AttributeError, OSError, ValueError):  # where stderr is closed or full
+        sys.stderr.write(f"viewer.py: {tidy(message)}\n")
+
+
 # --------------------------------------------------- the run
 
 
@@ -53,53 +89,71 @@ class Run(NamedTuple):
     policies: dict  # training step -> policy file, in order
     best: int  # the step of the best policy, or of the newest one where none has been evaluated
     curve: list  # of (step, mean return of the evaluation)
+    faults: list  # what is wrong with files, which were left out
 
 
 def find(target):
     """The path of a run's folder or a policy file; None stands for the newest run."""
     if target is not None:
-        if not Path(target).exists():
+        if not os.path.exists(target):  # Path.exists raises for long names
             raise ValueError(f"{target}: no such file or folder")
         return Path(target)
     runs = [config.parent for config in Path("runs").glob("**/config.json")]
     if not runs:
-        train = "Train one first:\n  python ddpg.py --env Pendulum-v1"
-        raise ValueError(f"there is no run under runs/ yet. {train}")
+        raise ValueError("no run under runs/ yet. Train one:\n  python ddpg.py --env Pendulum-v1")
     return max(runs, key=lambda folder: folder.stat().st_mtime)  # writing in it dates it
 
 
 def read_run(folder):
-    """The Run in a folder as it is now, or of a policy file alone; None if it has no policies."""
-    if folder.is_file():
-        step = step_of(folder) or 0
-        return Run({step: folder}, step, [])
-    snapshots = folder.glob("policies/*.npz")
-    policies = {int(file.stem): file for file in snapshots if file.stem.isdigit()}
-    last, best = step_of(folder / "last.npz"), step_of(folder / "best.npz")
-    policies |= {last: folder / "last.npz", best: folder / "best.npz"}
-    policies.pop(None, None)  # of a file that is missing or cannot be read
-    if not policies:
-        return None
-    curve = []  # before the first evaluation
-    with suppress(OSError, KeyError, TypeError, ValueError):
-        with open(folder / "progress.csv", newline="") as file:
-            curve = [(int(row["step"]), float(row["eval_mean"])) for row in csv.DictReader(file)]
-    return Run(dict(sorted(policies.items())), max(policies) if best is None else best, curve)
+    """The Run in a folder as it is now, or of a policy file alone."""
+    policies, faults, snapshots = {}, [], sorted(folder.glob("policies/*.npz"))
+    files = [folder] if folder.is_file() else [*snapshots, folder / "last.npz", folder / "best.npz"]
+    for file in filter(os.path.exists, files):
+        try:
+            step = step_of(file, file.stat().st_mtime_ns, whole=file not in snapshots)
+            if file in snapshots and file.stem != f"{step:012d}":
+                raise ddpg.UsageError("its name is not its step")
+            policies[step] = file
+        except Exception as error:  # one bad file costs that file
+            faults.append(f"{file.name}: {error}")
+    best = max([s for s in policies if policies[s].name == "best.npz"] or policies or [None])
+    curve = read_curve(folder / "progress.csv", faults)
+    return Run(dict(sorted(policies.items())), best, curve, faults)
+
+
+@functools.lru_cache(1_000)
+def step_of(path, mtime, whole):
+    """The training step of a policy file, of which all is read or, which is quicker, its meta."""
+    meta = ddpg.load(path).meta if whole else ddpg.read_npz(path)[1]
+    step, score = meta["step"], meta["evaluation"]
+    if type(step) is int and 0 <= step <= 10**12 and (score is None or abs(score) < 1e300):
+        return step
+    raise ddpg.UsageError("its step or its evaluation is out of range")
+
+
+def read_curve(path, faults):
+    """The curve in progress.csv, for which some 2,000 rows are enough."""
+    curve, rows = [], []
+    source = path if path.is_file() else os.devnull  # a pipe or a device may never end
+    with suppress(OSError, ValueError), open(source, "rb") as file:
+        head, *rows = file.read(2**22).decode(errors="replace").split()
+    rows = rows[:: -1 - len(rows) // 2_000][::-1]
+    for row in rows:
+        with suppress(KeyError, ValueError):
+            cells = dict(zip(head.split(","), row.split(",")))
+            step, mean = int(cells["step"]), float(cells["eval_mean"])
+            if 0 <= step <= 10**12 and abs(mean) < 1e300:  # nor is it nan
+                curve.append((step, mean))
+    if os.path.exists(path) and not 0 < len(curve) == len(rows):
+        faults.append(f"{path.name}: not all of it are rows of numbers")
+    return curve
 
 
 def under_way(folder):
     """Whether a training on this machine is writing to it. Windows has no such locks: --live."""
-    try:
-        with ddpg.lock(folder):
-            return False
-    except ddpg.UsageError:
-        return True
-
-
-def step_of(path):
-    """The training step of a policy file, or None if it cannot be read."""
-    with suppress(KeyError, TypeError, ValueError):
-        return int(ddpg.read_npz(path)[1]["step"])
+    with suppress(OSError, ddpg.UsageError), ddpg.lock(folder):
+        return False
+    return True
 
 
 # ------------------------------------------------ the player
@@ -142,9 +196,8 @@ def push(env, right, up):
 class Player:
     """Plays episodes of one policy and can go back in them: it keeps a tape of the actions.
 
-    policy: from ddpg.load. env: the id to use instead of the policy's own. results: where finished
-    episodes go, but assisted ones, {(policy, step, deterministic): {seed: row}}: however often one
-    is flown, it counts once.
+    policy: from ddpg.load. env: the id to use instead of its own. results: where finished episodes
+    go, but assisted ones, {(policy, step, deterministic): {seed: row}}: each counts once.
     """
 
     def __init__(self, policy, env=None, render=True, noisy=False, results=None):
@@ -154,23 +207,22 @@ class Player:
         self.make_env = ddpg.env_maker_of(policy, **changes)
         self.env = self.make_env()
         if render and "rgb_array" not in (self.env.metadata.get("render_modes") or []):
-            what = "cannot draw itself (no rgb_array): use --headless --json"
-            raise ValueError(f"{self.env_id} {what}")
+            raise ValueError(f"{self.env_id} cannot draw itself (no rgb_array): --headless --json")
         if render:
             kwargs = policy.config.env_kwargs | {"render_mode": "rgb_array"}
             self.make_env = ddpg.env_maker_of(policy, env_kwargs=kwargs, **changes)
         self.fps = self.env.metadata.get("render_fps") or 30
         self.limit = self.env.spec.max_episode_steps
-        dims = policy.obs_dim, len(policy.low)
-        self.known = Known([f"a{i}" for i in range(dims[1])], [f"o{i}" for i in range(dims[0])])
+        dims = [len(policy.low), policy.obs_dim]
+        self.known = Known([f"a{i}" for i in range(dims[0])], [f"o{i}" for i in range(dims[1])])
         for name, known in KNOWN.items():
-            sizes = len(known.observations), len(known.actions)
-            if self.env_id.startswith(name) and sizes == dims:
+            if self.env_id.startswith(name) and [*map(len, known[:2])] == dims:
                 self.known = known
 
     def start(self, seed):
         """Begin the episode of a seed."""
         self.seek(0, seed)
+        self.identity = self.policy.meta["path"], self.train_step, not self.noisy  # for results
         self.tape = []  # a step: (act in [-1, 1], push or None, whether the act was the user's)
         theta, rng = self.policy.config.noise_theta, np.random.default_rng(seed)
         self.noise = ddpg.Noise(len(self.policy.low), theta, rng)
@@ -183,7 +235,7 @@ class Player:
         self.env, self.episode, self.seed = episode.env, episode, episode.seed
         self.t, self.over, self.assisted, self.picture = 0, False, False, None
         self.rewards, self.trail, self.values = [], [self.episode.obs], []
-        while self.t < t and not self.over:
+        while self.t < t and not self.over and not signals:
             self.step()
 
     def step(self, act=None, push_by=None):
@@ -217,11 +269,6 @@ class Player:
             if not self.assisted:
                 self.results.setdefault(self.identity, {})[self.seed] = self.row
 
-    @property
-    def identity(self):
-        """Whose results count together."""
-        return self.policy.meta["path"], self.train_step, not self.noisy
-
     def close(self):
         self.env.unwrapped.screen = None  # or close would call pygame.quit(), with our window
         self.env.close()
@@ -231,8 +278,7 @@ class Player:
         if self.picture is None:
             frame = np.asarray(self.episode.call(self.env.render))
             if frame.ndim != 3 or frame.shape[2] < 3:
-                what = f"draws pictures of {frame.shape}, not of (height, width, 3)"
-                raise ValueError(f"{self.env_id} {what}")
+                raise ValueError(f"its pictures are of {frame.shape}, not of (height, width, 3)")
             self.picture = np.ascontiguousarray(frame[:, :, :3], np.uint8)
         return self.picture
 
@@ -245,9 +291,8 @@ class Player:
 
     def predicted(self):
         """Q(s_t, a_t) of the steps so far, evaluated only when somebody looks."""
-        known = len(self.values)
-        if known < self.t:
-            new = slice(known, self.t)
+        new = slice(len(self.values), self.t)
+        if new.start < self.t:
             self.values += self.q(self.trail[new], [act for act, *_ in self.tape[new]])
         return self.values
 
@@ -262,10 +307,9 @@ class Player:
 
 def summary(results):
     """Statistics of the episodes, a dict for each policy."""
-    for (policy, step, deterministic), rows in results.items():
+    for (policy, step, det), rows in results.items():
         numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
-        row = dict(policy=policy, train_step=step, deterministic=deterministic)
-        yield row | ddpg.summary(*numbers)
+        yield dict(policy=policy, train_step=step, deterministic=det) | ddpg.summary(*numbers)
 
 
 EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
@@ -329,15 +373,13 @@ def draw_plot(surface, rect, curves, length, px):
         return
     low, high = min(everything), max(everything)
     inner = pygame.Rect(rect.x + 2, rect.y + 4, rect.w - 4 - 4 * px, rect.h - 8)
-
-    def y_of(value):
-        return inner.bottom - (value - low) / max(high - low, 1e-9) * inner.h
-
+    across, up = inner.w / max(length - 1, 1), inner.h / max(high - low, 1e-9)
+    zero = inner.bottom + low * up
     if low < 0 < high:
-        pygame.draw.line(surface, LINE, (inner.x, y_of(0)), (inner.right, y_of(0)))
+        pygame.draw.line(surface, LINE, (inner.x, zero), (inner.right, zero))
     for values, color, dashed in curves:
         shown = list(enumerate(values))[:: max(1, len(values) // 2_000)]
-        points = [(inner.x + t / max(length - 1, 1) * inner.w, y_of(value)) for t, value in shown]
+        points = [(inner.x + t * across, inner.bottom - (v - low) * up) for t, v in shown]
         for a, b in zip(points, points[1:]):
             if not dashed or (a[0] - inner.x) % 12 < 7:
                 pygame.draw.line(surface, color, a, b, 2)
@@ -355,15 +397,11 @@ def draw_gauges(surface, rect, player, act, helped, px):
         text(surface, number.move(0, 2), f"{player.policy.to_env(act)[i]:+.2f}", px, TEXT, 1)
         bar.h -= 3
         surface.fill(FIELD, bar)
-
-        def x_of(value):
-            return bar.centerx + bar.w / 2 * value
-
         if player.known.dead_zones:
-            left, right = map(x_of, player.known.dead_zones[i])
+            left, right = (bar.centerx + bar.w / 2 * end for end in player.known.dead_zones[i])
             surface.fill(LINE, (left, bar.y, right - left, bar.h))
         color = YELLOW if helped else ORANGE if unit > 0 else BLUE
-        left, width = min(bar.centerx, x_of(unit)), max(2, abs(unit) * bar.w / 2)
+        left, width = bar.centerx + min(0, unit) * bar.w / 2, max(2, abs(unit) * bar.w / 2)
         surface.fill(color, (left, bar.y + 3, width, bar.h - 6))
         pygame.draw.line(surface, TEXT, (bar.centerx, bar.y), (bar.centerx, bar.bottom - 1))
 
@@ -408,8 +446,7 @@ def draw_panel(surface, rect, player, episode, show_map, px):
     realised = player.realised() if player.over else []
     rect, size = rect.inflate(-16, -12), len(player.trail[0])
     gauges = min(len(act), 6)
-    rows = rect.h // line - 10 - gauges  # 10: the return, two plots, four titles
-    rows = min(-(-size // 2), max(1, rows))
+    rows = min(-(-size // 2), max(1, rect.h // line - 10 - gauges))  # 10: return, plots, titles
     # fmt: off
     sections = [  # title and text on its right with their colors, height or None, drawing
         (f"critic's Q  {q[-1]:.1f}" if t else "critic's Q", ORANGE,
@@ -475,7 +512,7 @@ def draw_help(surface, px):
 
 
 def draw_notice(surface, rect, notice, px):
-    wrap = functools.partial(textwrap.wrap, width=int(rect.w / px / 0.5))
+    wrap = functools.partial(textwrap.wrap, width=max(1, int(rect.w / px / 0.5)))
     lines = [part for line in notice.splitlines() for part in wrap(line)][:5]
     height = len(lines) * (px + 4)
     box = pygame.Rect(rect.x + 8, rect.bottom - 14 - height, rect.w - 16, 6 + height)
@@ -570,9 +607,8 @@ class Window:
         self.dirty = True  # the picture is no longer true
         self.paused = self.locked = self.follow = self.show_help = False
         self.results, self.episode, self.speed = {}, 0, 1
-        self.owed = 0.0  # steps that are due
         self.steps, self.seconds = 0, 0.0  # played at this speed, which tell how fast it really is
-        self.held = set()  # keys down
+        self.owed, self.held = 0.0, set()  # steps that are due, keys down
         self.grip, self.mouse = None, (0, 0)  # (pane, where the mouse went down), where it is
         self.notice, self.notice_for, self.poll_in = "", 0.0, 0.0
 
@@ -585,34 +621,34 @@ class Window:
         return all(player.over for player in self.players)
 
     def say(self, message):
-        self.notice, self.notice_for, self.dirty = message, 5.0, True
+        self.notice, self.notice_for, self.dirty = tidy(message), 5.0, True
 
     def attempt(self, do, *arguments):
         """Whatever goes wrong is a notice, and what was flying flies on -> whether it went well."""
         try:
             do(*arguments)
             return True
-        except Exception as error:
-            self.say(str(error) or repr(error))
+        except BaseException as error:  # SystemExit of an environment, too
+            self.say(error)
 
     def open(self, target):
         """Show a policy, the best one of a run, or of a training under way each new one."""
-        path = find(target)
-        run = read_run(path)
-        follow = self.options.live
-        if path.is_dir() and not self.options.headless:
-            follow = follow or under_way(path)
-        if run:
+        typed = find(target)
+        run = read_run(path := Path(self.options.start, typed))
+        if run.policies:
+            follow = self.options.live or not self.options.headless and under_way(path)
             self.show(run.policies[max(run.policies) if follow else run.best], follow)
         elif self.player or self.options.headless or not self.options.live:
-            raise ValueError(f"{path} is not the folder of a run, or has no policies yet")
+            faults = run.faults or [f"{typed} is not the folder of a run, or has no policies yet"]
+            raise ValueError("\n".join(faults))
         self.path, self.run = path, run
-        self.say(str(path))
+        self.say("\n".join(run.faults or [str(typed)]))
 
     def show(self, path, follow=False):
         """Replay the episode with the policy of another file, and follow the newest one or not."""
-        env, drawn = self.options.env, self.options.drawn
-        player = Player(ddpg.load(path), env, drawn, self.noisy, self.results)
+        policy = ddpg.load(path)
+        policy.meta["path"] = str(path).removeprefix(self.options.hidden)
+        player = Player(policy, self.options.env, self.options.drawn, self.noisy, self.results)
         player.start(self.seed)  # what fails here leaves the old one flying
         if self.player:
             self.player.close()
@@ -650,11 +686,10 @@ class Window:
 
     def choose(self, which):
         """Another policy of the run; choosing ends following, unless it is the newest."""
-        steps, now, best = list(self.run.policies), self.player.train_step, self.run.best
-        before = [step for step in steps if step < now]
-        after = [step for step in steps if step > now]
-        found = dict(first=steps[:1], previous=before[-1:], best=[best])
-        found |= dict(next=after[:1], newest=steps[-1:])
+        steps, now = list(self.run.policies), self.player.train_step
+        found = dict(first=steps[:1], newest=steps[-1:], best=[self.run.best])
+        found["previous"] = [step for step in steps if step < now][-1:]
+        found["next"] = [step for step in steps if step > now][:1]
         if not found[which]:
             raise ValueError(f"there is no {which} snapshot")
         self.show(self.run.policies[found[which][0]], follow=which == "newest")
@@ -671,21 +706,21 @@ class Window:
             self.say(f"step {self.pinned.train_step:,} is pinned: now choose another")
 
     def file_name(self, kind):
-        name = self.player.env_id.split(":")[-1].replace("/", "-")
+        name = self.options.start + self.player.env_id.split(":")[-1].replace("/", "-")
         return f"{name}-step{self.player.train_step}-seed{self.seed}.{kind}"
 
     def save_png(self):
         self.notice_for = 0
         self.draw()
         pygame.image.save(self.surface, self.file_name("png"))
-        self.say(f"saved {self.file_name('png')}")
+        self.say(f"saved {os.path.basename(self.file_name('png'))}")
 
     def record_gif(self):
         film = self.film
         self.film = None if film else Gif(self.file_name("gif"), self.player.fps)
         if film:
             film.save()
-            self.say(f"saved {film.path}, {len(film.frames)} frames")
+            self.say(f"saved {os.path.basename(film.path)}, {len(film.frames)} frames")
 
     def full_screen(self):
         full = self.surface.get_flags() & pygame.FULLSCREEN
@@ -770,13 +805,15 @@ class Window:
     def poll(self):
         """See whether the training has written something new."""
         run, old = read_run(self.path), self.run
-        if not run or run == old:
+        if not run.policies or run == old:
             return
         newest = max(run.policies)
         if not self.player:
             self.show(run.policies[newest], follow=True)
         elif newest > max(old.policies):
             self.say(f"new: step {newest:,}" + ", loads at the next episode" * self.follow)
+        if faults := [fault for fault in run.faults if fault not in old.faults]:
+            self.say("\n".join(faults))
         self.run, self.dirty = run, True
 
     def play(self, dt):
@@ -834,12 +871,12 @@ class Window:
         elif self.show_help:
             draw_help(self.surface, px)
         else:
-            self.draw_status(where["title"].inflate(-16, -10), where["bar"].inflate(-16, -10))
+            self.attempt(self.draw_status, where["title"], where["bar"])
             self.attempt(self.draw_scenes, where["scene"])
-            panel = where["panel"]
+            on, panel, player = self.surface, where["panel"], self.player
             if panel.w:
-                draw_panel(self.surface, panel, self.player, self.episode, self.show_map, px)
-            draw_timeline(self.surface, where["timeline"], self.run, self.player.train_step, px)
+                self.attempt(draw_panel, on, panel, player, self.episode, self.show_map, px)
+            self.attempt(draw_timeline, on, where["timeline"], self.run, player.train_step, px)
         if self.notice_for > 0:
             draw_notice(self.surface, where["scene"], self.notice, px)
         self.dirty = False
@@ -847,13 +884,13 @@ class Window:
     def draw_status(self, title, bar):
         """What is flying, and how."""
         player, policy = self.player, self.player.policy
+        title, bar = title.inflate(-16, -10), bar.inflate(-16, -10)
         name = f"{player.env_id}   {policy.config.algo}   step {player.train_step:,}"
         score = policy.meta["evaluation"]
         name += "" if score is None else f"   eval {score:.1f}"
         last = [row["return"] for row in self.results.get(player.identity, {}).values()][-10:]
-        recent = ""
-        if last and title.w > 40 * self.px:
-            recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}"
+        last = last if title.w > 40 * self.px else []
+        recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
         text_pair(self.surface, title, name, recent, self.px, TEXT, DIM)
         if pygame.display.get_init():
             pygame.display.set_caption(name)
@@ -889,7 +926,7 @@ class Window:
         """Handle, update, and draw if something has changed, 60 times a second."""
         clock = pygame.time.Clock()
         pygame.key.set_repeat(350, 50)
-        while self.alive:
+        while self.alive and not signals:
             dt = clock.tick(60) / 1000
             repeated = set()
             for event in pygame.event.get():
@@ -918,8 +955,7 @@ def open_display():
             raise pygame.error("no screen found")
         return pygame.display.set_mode(SIZE, pygame.RESIZABLE)
     except pygame.error as error:
-        others = "without one: --headless, --png FILE or --gif FILE"
-        raise ValueError(f"cannot open a window: {error}\n{others}") from None
+        raise ValueError(f"no window: {error}\nwithout one: --headless, --png or --gif") from None
 
 
 def watch(options):
@@ -928,8 +964,8 @@ def watch(options):
     window = Window(open_display(), options)
     loading = ThreadPoolExecutor(1).submit(import_ddpg)
     pygame.display.set_caption("viewer.py")
-    print(f"viewer.py: {path}", flush=True)
-    text(window.surface, window.surface.get_rect(), f"opening {path} ..", window.px, DIM)
+    output(f"viewer.py: {path}")
+    text(window.surface, window.surface.get_rect(), tidy(f"opening {path} .."), window.px, DIM)
     while not loading.done():
         pygame.display.flip()
         pygame.event.pump()  # events wait in the queue; who never asks for them is called hung
@@ -941,9 +977,9 @@ def watch(options):
     finally:
         if window.film:
             window.attempt(window.record_gif)
-            print(window.notice)
+            output(window.notice)
         lines = [SUMMARY.format(**row) for row in summary(window.results)]
-        print("\n".join(lines or ["no episode was flown to its end without help"]))
+        output("\n".join(lines or ["no episode was flown to its end without help"]))
 
 
 # ------------------------------------------ without a window
@@ -957,36 +993,42 @@ def headless(options):
     pygame.font.init()
     window = Window(pygame.Surface(SIZE), options)
     window.open(path)
-    files = [window.player.policy.meta["path"]]
-    if options.tour:
-        files = list(window.run.policies.values())
+    if window.run.faults:
+        complain("\n".join(window.run.faults))
+    shown = Path(options.start, window.player.policy.meta["path"])
+    files = list(window.run.policies.values()) if options.tour else [shown]
     stops = np.linspace(0, len(files) - 1, min(options.tour or 1, len(files))).round()
     if options.gif:
-        window.film = Gif(options.gif, window.player.fps)
+        window.film = Gif(Path(options.start, options.gif), window.player.fps)
     window.episode, window.notice_for = 0, 0.0
     try:
         for i in stops.astype(int):
             for window.seed in range(options.seed, options.seed + options.episodes):
-                window.show(files[i])  # which flies that seed
-                while not window.over:
+                if not window.attempt(window.show, files[i]):  # which flies that seed
+                    complain(window.notice)
+                    window.notice_for = 0.0
+                    break
+                while not (window.over or signals or unprinted):
                     window.step()
+                if signals or unprinted:
+                    return
                 row = window.player.row
-                print(json.dumps(row) if options.json else EPISODE.format(**row), flush=True)
+                output(json.dumps(row) if options.json else EPISODE.format(**row))
         if options.png:
             window.draw()
         if window.notice_for:  # a picture that could not be drawn
             raise ValueError(window.notice)
         if options.png:
-            with open(options.png, "wb") as file:
-                pygame.image.save(window.surface, file, "png")
+            pygame.image.save(window.surface, picture := io.BytesIO(), "png")
+            Path(options.start, options.png).write_bytes(picture.getvalue())
         if options.gif:
             window.film.save()
     finally:
         for row in summary(window.results):
             if options.json:
-                print(json.dumps({"summary": True} | row))
+                output(json.dumps({"summary": True} | row))
             elif row["episodes"] > 1:
-                print(SUMMARY.format(**row))
+                output(SUMMARY.format(**row))
 
 
 # ---------------------------------------------- command line
@@ -999,28 +1041,26 @@ def parse(argv):
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, **layout)
     parser.error, add = refuse, parser.add_argument
-    newest = "(default: the newest run under runs/)"
-    add("run", nargs="?", help=f"a run's folder or a policy file {newest}")
+    add("run", nargs="?", help="a run's folder or a policy file (default: the newest under runs/)")
     add("--env", metavar="ID", help="fly in this environment: a gymnasium id, or module:Id")
-    first = "the first episode's seed; the next ones follow (default 0)"
-    add("--seed", type=int, default=0, help=first)
+    add("--seed", type=int, default=0, help="the first episode's seed; others follow (default 0)")
     add("--live", action="store_true", help="follow the newest policy of a training from the start")
     add("--noisy", action="store_true", help="with the exploration noise of the training")
     add("--headless", action="store_true", help="no window: play and print")
     number = dict(type=int, metavar="N")
-    default = "(default 20; in tours and films 1)"
-    add("--episodes", **number, help=f"episodes without a window {default}")
+    add("--episodes", **number, help="episodes without a window (default 20; in tours and films 1)")
     add("--json", action="store_true", help="without a window: lines of JSON")
     add("--png", metavar="FILE", help="save the picture at the end of the last episode")
     add("--gif", metavar="FILE", help="save a film of the episodes")
-    tour = "an episode per snapshot, or for N of them"
-    add("--tour", **number, nargs="?", const=10**6, help=tour)
+    add("--tour", **number, nargs="?", const=10**6, help="an episode per snapshot, or for N")
     options = parser.parse_args(argv)
     if any(n is not None and n < 1 for n in (options.episodes, options.tour)):
         refuse("--episodes and --tour must be at least 1")
     for file in options.png, options.gif:
         if file is not None and (Path(file).is_dir() or not Path(file).parent.is_dir()):
             refuse(f"cannot save a picture as {file}")
+    options.start = os.path.join(os.getcwd(), "")  # an environment may leave it
+    options.hidden = "" if os.path.isabs(options.run or "") else options.start
     short = options.png or options.gif or options.tour
     options.headless = options.headless or options.json or short
     options.drawn = options.png or options.gif or not options.headless
@@ -1029,23 +1069,33 @@ def parse(argv):
 
 
 def main(argv=None):
-    """The command line -> its exit code: 0, 1 if nobody reads it, 2 for refused, 130 for Ctrl-C."""
+    """The command line -> its exit code: 0, 1 cannot print, 2 refused, 130 or 143 for a signal."""
+    code, options = 0, None
+    del signals[:], unprinted[:]
+    with suppress(ValueError):  # outside of the main thread
+        for number in signal.SIGINT, signal.SIGTERM:
+            signal.signal(number, on_signal)
     with suppress(AttributeError, OSError):  # where stdout is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
         options = parse(argv)
-        sys.path.append(os.getcwd())  # where the module of --env module:Id may be
+        if ":" in (options.env or ""):  # else nothing may be imported from here, as Box2D would
+            sys.path.append(os.getcwd())
         (headless if options.headless else watch)(options)
-        return 0
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 1
-    except Exception as error:
-        lines = f"viewer.py: {str(error) or repr(error)}".splitlines()
-        print("\n".join(lines[:3]), file=sys.stderr)
-        return 2
+    except BaseException as error:
+        if options or not isinstance(error, SystemExit):  # of --help
+            code = 2
+            complain(error)
+    output(end="")
+    if unprinted and not code and (not options or options.headless):
+        code = 1
+        if not isinstance(unprinted[0], BrokenPipeError):
+            complain(f"cannot print: {unprinted[0]}")
+    try:
+        print(end="", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # as Python's flush at exit would fail as well
+    return 128 + signals[0] if signals else code
 
 
 if __name__ == "__main__":
