@@ -408,7 +408,8 @@ class Agent:
         with FromSeed(config.seed):
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
-            check_networks(self)
+            spread = torch.linspace(-300, 300, 8, device=self.device)[:, None]
+            check_networks(self, spread.expand(8, obs_dim), spread.expand(8, len(self.low)) / 300)
         self.actor_target, self.critic_target = copy.deepcopy((self.actor, self.critic))
         self.flat = {name: Flat(getattr(self, name)) for name in self.NETWORKS}
         self.actor_optimizer = Adam(self.flat["actor"], config.actor_lr)
@@ -499,22 +500,20 @@ class Agent:
         for name, flat in self.flat.items():
             flat.check(getattr(self, name).eval())  # where dropout draws nothing
         self.check_finite()
-        if self.actor(obs).abs().max() > 1:
-            raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
+        q = check_networks(self, obs, act)
         losses = self.critic_loss(obs, act, target_q), self.actor_loss(obs, act)
-        latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach().float()
+        latest = torch.stack([*losses, q.mean()]).detach().float()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
 
     def check_finite(self):
         """Raise FloatingPointError if it has diverged: learning would stop without a word."""
-        held = {(name, "parameters"): flat.data for name, flat in self.flat.items()}
+        held = [(name, {"parameters": flat.data}) for name, flat in self.flat.items()]
         for name in "critic_optimizer", "actor_optimizer":
-            for moments in getattr(self, name).state_dict()["state"].values():
-                held |= {(name, key): value for key, value in moments.items()}
-        for (name, key), value in held.items():
-            if torch.is_tensor(value) and not value.isfinite().all():
-                worst = value[~value.isfinite()][0].item()
-                raise FloatingPointError(f"{key} of the {name} has become {worst}")
+            held += [(name, one) for one in getattr(self, name).state_dict()["state"].values()]
+        for name, tensors in held:
+            for key, value in tensors.items():
+                if torch.is_tensor(value) and not value.isfinite().all():
+                    raise FloatingPointError(f"{key} of the {name} has become infinite or nan")
 
     def state_dict(self):
         """All that `update` changes, for exact resumption."""
@@ -661,7 +660,7 @@ def same_gradient(agent, name, loss, gradient):
     """Whether they agree, also on tiny and huge errors, saturated actions and dead units."""
     trial = copy.copy(agent)
     trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
-    trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
+    trial.flat = {"actor": Flat(trial.actor), "critic": Flat(trial.critic)}
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
     for of_params, of_obs, of_target in (0.1, 1, 1), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6):
         for flat in trial.flat.values():
@@ -676,6 +675,8 @@ def same_gradient(agent, name, loss, gradient):
 def difference(agent, name, loss, gradient, batch):
     """How far a gradient by hand is from autograd's, as a part of it."""
     flat, grads = agent.flat[name], []
+    for network in agent.actor, agent.critic:
+        network.train()
     for side in lambda *batch: loss(*batch).backward(), gradient:
         flat.gather()
         flat.grad.zero_()  # what the other side left
@@ -688,8 +689,6 @@ def difference(agent, name, loss, gradient, batch):
 def check_gradients(agent, *batch):
     """Raise RuntimeError if, on a real batch, a gradient by hand is no longer autograd's."""
     for loss, (name, gradient) in agent.by_hand.items():
-        for network in agent.actor, agent.critic:
-            network.train()
         if difference(agent, name, loss, gradient, batch) > 1e-3:
             text = "its network has changed, or has hooks: set agent.by_hand = {} beforehand"
             raise RuntimeError(f"the gradient of {name}_loss by hand is not autograd's: {text}")
@@ -746,14 +745,23 @@ def warn(text):
     say("\n".join(one_line(line, 200) for line in lines), file=sys.stderr)
 
 
+@contextmanager
+def refusing(what, *passing):
+    """What is raised within, sys.exit() too, is a UsageError, but for `passing`."""
+    try:
+        yield
+    except (KeyboardInterrupt, *passing):
+        raise
+    except BaseException as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise UsageError(f"{what}: {kind}{one_line(error)}") from error
+
+
 def in_json(value):
     """A copy of a dict as files will hold it, or UsageError if that is another one."""
-    level = [value]
-    for _ in range(50):
-        level = [v for v in level if isinstance(v, dict | list)]
-        level = [v for some in level for v in (some.values() if isinstance(some, dict) else some)]
-    with suppress(TypeError, ValueError):
-        if not level and (copied := json.loads(json.dumps(value))) == value:
+    with suppress(TypeError, ValueError, RecursionError):
+        text = json.dumps(value, indent=1)  # by a space for each level
+        if (copied := json.loads(text)) == value and "\n" + " " * 50 not in text:
             return copied
     text = "JSON cannot hold it: only texts as keys, no tuples, functions or nan, at most 50 deep"
     raise UsageError(f"env_kwargs: {text}")
@@ -792,17 +800,16 @@ class FromSeed(TorchFunctionMode):
         return function(*args, **(kwargs or {}) | drawn)
 
 
-@torch.no_grad()
-def check_networks(agent):
-    """Raise ValueError for networks of other shapes, or an actor that is not bounded."""
-    spread = torch.linspace(-300, 300, 8, device=agent.device)[:, None]
-    obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
-    shapes = [tuple(output.shape) for output in (agent.actor(obs), agent.critic(obs, act))]
-    wanted = [tuple(act.shape), (agent.config.n_critics, 8, 1)]
+def check_networks(agent, obs, act):
+    """Q(obs, act) (n, B, 1), or ValueError for other shapes or an actor that is not bounded."""
+    actions, q = agent.actor(obs), agent.critic(obs, act)
+    shapes = [tuple(output.shape) for output in (actions, q)]
+    wanted = [tuple(act.shape), (agent.config.n_critics, len(obs), 1)]
     if shapes != wanted:
-        raise ValueError(f"of a batch of 8, networks make {shapes}, not {wanted}")
-    if agent.actor(obs).abs().max() > 1:
+        raise ValueError(f"of a batch of {len(obs)}, networks make {shapes}, not {wanted}")
+    if actions.abs().max() > 1:
         raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
+    return q
 
 
 # ---- files ----
@@ -816,7 +823,7 @@ MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide 
 def write(path, save, previous=None, check=lambda: None):
     """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`.
 
-    check() may object, by an exception, before the first and the last change of the folder.
+    check() may raise before the first and the last change of the folder.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     check()
@@ -833,10 +840,10 @@ def write(path, save, previous=None, check=lambda: None):
         temporary.unlink(missing_ok=True)
 
 
-def write_npz(path, arrays, previous=None, **meta):
+def write_npz(path, arrays, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
     if not hasattr(path, "write"):
-        return write(Path(path), lambda file: write_npz(file, arrays, **meta), previous)
+        return write(Path(path), lambda file: write_npz(file, arrays, **meta))
     text = json.dumps(meta, default=lambda number: number.item())
     np.savez(path, meta=np.array(text), **arrays)
 
@@ -857,7 +864,7 @@ def read_npz(path):
 
     Raises UsageError, and in an instant, whatever is in the file.
     """
-    try:
+    with refusing(f"{path} cannot be read"):
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
         file = InParts(path)
@@ -868,14 +875,10 @@ def read_npz(path):
             raise ValueError("it is compressed")  # and may unpack to anything
         if len({m.filename for m in members}) < len(members):
             raise ValueError("two of its arrays have one name")
-        # Of another shape or type, it may make a text without end
         meta = arrays["meta"]
-        if meta.shape or meta.dtype.kind != "U":
+        if meta.shape or meta.dtype.kind != "U":  # it may make a text without end
             raise ValueError("its meta is not a text")
         return arrays, json.loads(meta.item())
-    except Exception as error:  # zipfile, numpy and json each raise their own
-        what = one_line(error) or type(error).__name__
-        raise UsageError(f"{path} cannot be read: {what}") from None
 
 
 def pack(tree, arrays):
@@ -918,15 +921,12 @@ def load(path, device="cpu"):
     if os.path.isdir(path):
         path = existing(path, "best.npz", "last.npz")[0]
     arrays, meta = read_npz(path)
-    try:
+    with refusing(f"{path} is not a policy file"):
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
         step, score = meta["step"], meta["evaluation"]
-        sound = type(step) is int and 0 <= step <= 10**12 and meta["env"].isprintable()
-        if (
-            meta["format"] != FORMAT
-            or not sound
-            or not math.isfinite(0 if score is None else score)
-        ):
+        sound = meta["format"] == FORMAT and type(step) is int and 0 <= step <= 10**12
+        sound = sound and (score is None or math.isfinite(score)) and meta["env"].isprintable()
+        if not sound:
             raise ValueError("of another format")
         sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
         with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
@@ -941,9 +941,6 @@ def load(path, device="cpu"):
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
             if not agent.flat[name].data.isfinite().all():
                 raise ValueError("its numbers are not finite")
-    except Exception as error:  # whatever a malicious file provokes
-        lacks = "it lacks " * isinstance(error, KeyError)
-        raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
     agent.meta = meta | {"path": str(path)}
     return agent
 
@@ -971,31 +968,26 @@ def env_makers(config, env=None):
 
     Raises UsageError for what does not exist or DDPG cannot control.
     """
-    limit, hint = config.max_episode_steps or None, ""
+    name, limit, own = one_line(config.env), config.max_episode_steps, isinstance(env, gym.Env)
 
     def make():
         kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
-        return gym.make(config.env, limit, **kwargs) if env is None else env()
+        return gym.make(config.env, limit or None, **kwargs) if env is None else env()
 
     makers = [make, make]
-    try:
-        if isinstance(env, gym.Env):
-            hint = "\nevaluation copies it: pass a function that makes it instead"
+    hint = " or copy it for evaluation (pass a function that makes it)" * own
+    with refusing(f"cannot make {name}{hint}", UsageError):
+        if own:
             pristine = copy.deepcopy(env) if config.eval_every else None
             makers = [lambda: env, lambda: copy.deepcopy(pristine)]
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
         for problem in problems(probe, config, env):  # the first
-            raise UsageError(f"{one_line(config.env)}: {problem}")
-        if not isinstance(env, gym.Env):
+            raise UsageError(f"{name}: {problem}")
+        if not own:
             probe.close()
         return *makers, probe
-    except (KeyboardInterrupt, UsageError):
-        raise
-    except BaseException as error:  # sys.exit(), too
-        what = f"{type(error).__name__}: {one_line(error)}{hint}"
-        raise UsageError(f"cannot make {one_line(config.env)}: {what}") from error
 
 
 def problems(probe, config, env):
@@ -1098,10 +1090,9 @@ class Episode:
         raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
 
     def truth(self, name, value):
-        with suppress(TypeError, ValueError, KeyError):
-            array = np.asarray(value)
-            if array.dtype.kind in "biu":
-                return {0: False, 1: True}[array.item()]
+        with suppress(TypeError, ValueError):
+            if np.asarray(value).item() in (0, 1):
+                return bool(value)
         raise self.error(f"{name} {one_line(repr(value))} is neither True nor False")
 
     def error(self, what):
@@ -1316,8 +1307,8 @@ class Training:
         counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
         row = self.evaluation
         shown = [row[f"eval_{name}"] for name in ("mean", "std", "episodes")] if row else []
-        scores = np.array([self.best, meta["seconds"], *self.returns, *shown], float)
-        if not all(type(n) is int and n >= 0 for n in counts) or np.isnan(scores).any():
+        scores = self.best, meta["seconds"], *self.returns, *shown
+        if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
             raise ValueError("its counts or scores are none")
         for name in self.tables:
             self.tables[name] = bytes(arrays[name]).decode().splitlines(keepends=True)
@@ -1356,21 +1347,20 @@ SAVE_EVERY, SAVE_SHARE = 60.0, 0.02
 def new_folder(folder):
     """Make the folder of a new run, or UsageError."""
     folder = Path(folder)
-    try:
+    with refusing(f"cannot write to {folder}"):
         if folder.exists() and any(folder.iterdir()):
-            raise UsageError(f"{folder} is not empty: --resume it, or take another --seed or --out")
+            raise ValueError("it is not empty: --resume it, or take another --seed or --out")
         (folder / "policies").mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {folder}: {error}") from None
     return folder
 
 
 LOCKS = set()  # handles; a process that an environment forks must not hold them longer than we do
 
 
-def let_go():
-    while LOCKS:
-        os.close(LOCKS.pop())
+def let_go(handles=LOCKS):
+    for handle in LOCKS & handles:
+        LOCKS.remove(handle)
+        os.close(handle)
 
 
 if hasattr(os, "register_at_fork"):
@@ -1380,11 +1370,11 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def lock(folder):
     """Keep the folder for this process -> its handle, None on Windows. Or UsageError."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, which has no such locks
+    if os.name == "nt":  # which has no such locks
         yield None
         return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     LOCKS.add(handle)
     try:
@@ -1394,16 +1384,14 @@ def lock(folder):
             raise UsageError(f"{folder} is in use by another training") from None
         yield handle
     finally:
-        if handle in LOCKS:  # not so in a forked process
-            LOCKS.remove(handle)
-            os.close(handle)
+        let_go({handle})
 
 
 def generation(path):
     """What tells one file at this path from the next, or None where there is none."""
     with suppress(FileNotFoundError):
         stat = os.stat(path)
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+        return stat.st_ino, stat.st_mtime_ns
 
 
 def record(run, folder):
@@ -1458,13 +1446,11 @@ def record(run, folder):
     with lock(folder) as handle:
         if generation(state_file) not in (None, run.saved):
             raise UsageError(f"{folder} has a state that is not this run's: resume it again")
-        try:
+        with refusing(f"cannot write to {folder}", TrainingError):
             for path in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"policies/*{TEMPORARY}")]:
                 path.unlink()  # of a killed run
             text = json.dumps(run.circumstances(), indent=1).encode()
             put("config.json", lambda file: file.write(text))
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder}: {error}") from None
         try:
             for _ in run:
                 names = ["last.npz", "best.npz"][: 1 + run.is_best] if run.evaluation else []
@@ -1518,7 +1504,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
 def begin_again(path, env, device, threads, agent, changes):
     """The Training that a state file is of, or UsageError."""
     arrays, meta = read_npz(path)
-    try:
+    with refusing(f"{path} cannot be resumed", UsageError, TrainingError):
         old, free = Config(**meta["config"]), ("total_steps", "stop_when_solved", "save_replay")
         config = replace(old, **changes)
         pairs = zip(vars(old).items(), vars(config).values())
@@ -1539,10 +1525,6 @@ def begin_again(path, env, device, threads, agent, changes):
             raise ValueError("its arrays are larger than those of its training")
         with arrays:
             run.restore(arrays, meta)
-    except (UsageError, EnvError):
-        raise
-    except Exception as error:  # whatever is wrong with it
-        raise UsageError(f"{path} cannot be resumed: {one_line(repr(error))}") from error
     if meta["machine"] != MACHINE:
         warn(f"saved on {meta['machine']}: last bits may differ")
     if "rows" not in arrays:
@@ -1621,13 +1603,12 @@ def print_test(policy, make_env, options, **more):
 
 def train_command(options, explicit):
     """Train or resume, until done or stopped by a signal; test the best policy -> exit code."""
-    device, viewer = options.device, Path(__file__).with_name("viewer.py")
+    device, viewer, here = options.device, Path(__file__).with_name("viewer.py"), Path.cwd()
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs {viewer}")
     if options.resume:
         shown, device = Path(options.resume), None if device == "auto" else device
-        folder = shown.absolute()  # an environment may change the working folder
-        run = resume(folder, device=device, threads=options.threads, **explicit)
+        run = resume(shown, device=device, threads=options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
         tune(c, options.threads)
@@ -1636,12 +1617,12 @@ def train_command(options, explicit):
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         shown = Path(options.out or name)
-        folder = shown.absolute()
         run = Training(c, None, device)
-        new_folder(folder)
+        new_folder(here / shown)
+    folder = here / shown  # an environment may have changed the working folder
     c, steps = run.config, record(run, folder)
-    named = shlex.quote(f"./{shown}" if str(shown).startswith("-") else str(shown))
-    named += f" --env {shlex.quote(c.env)}" * (":" in c.env)
+    own = ["--env", c.env] * (":" in c.env)
+    named = shlex.join(["./" * str(shown).startswith("-") + str(shown), *own])
 
     def tell(text):
         if not options.quiet:
@@ -1654,7 +1635,6 @@ def train_command(options, explicit):
     try:
         for _ in steps if options.quiet else watch(steps):
             if options.watch:
-                own = ["--env", c.env] * (":" in c.env)
                 subprocess.Popen([sys.executable, viewer, folder, "--live", *own])
                 options.watch = False
     except EnvError as error:
@@ -1667,8 +1647,8 @@ def train_command(options, explicit):
     how = "Done" if run.solved is None else "Solved"
     tell(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     policy = load(folder)
-    policy.meta["path"] = str(shown / Path(policy.meta["path"]).name)
-    print_test(policy, run.make_eval_env, options, solved=run.solved, seconds=seconds)
+    path = str(shown / Path(policy.meta["path"]).name)
+    print_test(policy, run.make_eval_env, options, path=path, solved=run.solved, seconds=seconds)
     text = f"Next:\n  python ddpg.py --eval {named}"
     tell(text + f"\n  python viewer.py {named}" * viewer.exists())
     return 0
@@ -1703,11 +1683,9 @@ def on_signal(number, frame):
     if SIGNALS:
         os._exit(128 + number)
     SIGNALS.append(number)
+    told = b"\nStopping; a training ends its episode, to save. Once more: at once.\n"
     with suppress(OSError, ValueError, AttributeError):  # a print may be under way
-        os.write(
-            sys.stderr.fileno(),
-            b"\nStopping; a training ends its episode, to save. Once more: at once.\n",
-        )
+        os.write(sys.stderr.fileno(), told)
 
 
 def main(argv=None):
@@ -1719,7 +1697,6 @@ def main(argv=None):
             signal.signal(number, on_signal)
     with suppress(AttributeError, OSError):  # where it is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
-    options = None
     try:
         options, explicit = parse(argv)
         if ":" in explicit.get("env", ""):
@@ -1733,31 +1710,23 @@ def main(argv=None):
     except UsageError as error:
         warn(error)
         return 2
-    except TrainingError as error:
-        if error.__cause__:
-            with suppress(OSError):
-                traceback.print_exception(error.__cause__)
-        warn(error)
-        return 1
     except Stopped:
         return 128 + SIGNALS[0]
     except BrokenPipeError:  # nobody reads what it prints
         return 1
-    except OSError as error:
-        warn(f"cannot write: {error}")
-        return 1
-    except (SystemExit, KeyboardInterrupt) as error:
-        if options is None:  # --help
-            raise
-        warn(f"{type(error).__name__} in the environment")
+    except (TrainingError, OSError, KeyboardInterrupt) as error:  # the last by an environment
+        if error.__cause__:
+            say("".join(traceback.format_exception(error.__cause__)), file=sys.stderr)
+        warn(f"{type(error).__name__}: {error}")
         return 1
     finally:
-        for number, stream in enumerate((sys.stdout, sys.stderr), 1):
-            with suppress(AttributeError, ValueError):  # where it is closed
-                try:
-                    stream.flush()
-                except OSError:  # Python would try, and fail, again
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        for stream in sys.stdout, sys.stderr:
+            try:
+                stream.flush()
+            except (AttributeError, ValueError):  # it is closed
+                pass
+            except OSError:  # Python would try, and fail, again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":
