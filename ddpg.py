@@ -70,13 +70,13 @@ class Config:
     """Everything that decides a run's result; each field is a flag. Raises UsageError."""
 
     env: str = flag("Pendulum-v1", "gymnasium id, or module:Id for an environment of your own")
-    env_kwargs: dict = flag(None, "keyword arguments of the environment, as JSON", hash=False)
+    env_kwargs: dict = flag(None, "arguments of the environment, as JSON", hash=False)
     max_episode_steps: int = flag(0, "limit of an episode; 0: the environment's own", 0, 10**9)
     algo: str = flag(None, "ddpg or td3, the default: sets n_critics, policy_delay, target_noise")
     seed: int = flag(0, "seed of everything random", 0, 2**31 - 1)
     total_steps: int = flag(1_000_000, "environment steps to train for", 1, 10**12)
     learning_starts: int = flag(5_000, "uniformly random steps before learning starts", 1, 10**12)
-    updates_per_step: int = flag(1, "gradient updates per environment step", 0, 1_000)
+    updates_per_step: int = flag(1, "updates per environment step", 0, 1_000)
     batch_size: int = flag(256, "transitions in an update", 1, 10**6)
     buffer_size: int = flag(1_000_000, "transitions remembered", 1, 10**9)
     save_replay: bool = flag(True, "keep them in the state, without which resuming is not exact")
@@ -112,7 +112,7 @@ class Config:
             value = unset.get(f.name) if value is None else value
             object.__setattr__(self, f.name, checked(f, value))
         named = [name for name in ALGOS if ALGOS[name].items() <= vars(self).items()]
-        algo = named[0] if named else self.algo or "td3"
+        algo = (named or [self.algo or "td3"])[0]
         if self.algo not in (None, algo):  # the name would lie
             raise UsageError(f"algo: these switches are {algo}: use config.replace(algo=..)")
         object.__setattr__(self, "algo", algo)
@@ -705,8 +705,7 @@ def only_of(flat, optimizer):
 def tune(config, threads=None):
     """Settings of the whole process: threads, denormals, seed, memory. Or UsageError.
 
-    Call it in the thread that trains, before torch computes with several: flushing of denormals
-    reaches only threads that are made later.
+    Call it first, in the thread that trains: denormals are flushed only in threads made later.
     """
     if threads not in (None, *range(1, 257)):
         raise UsageError(f"threads: {one_line(threads)} is not 1 to 256")
@@ -734,7 +733,7 @@ def one_line(value, most=120):
 
 
 def say(text, end="\n", file=None):
-    """Print what may be lost, on a full disk, say: nobody's output ends a training."""
+    """Print what may be lost: no full disk and no closed pipe ends a training."""
     with suppress(OSError, ValueError):
         print(text, end=end, file=file, flush=True)
 
@@ -763,7 +762,7 @@ def in_json(value):
         text = json.dumps(value, indent=1)  # by a space for each level
         if (copied := json.loads(text)) == value and "\n" + " " * 50 not in text:
             return copied
-    text = "JSON cannot hold it: only texts as keys, no tuples, functions or nan, at most 50 deep"
+    text = "JSON cannot hold it: texts as keys, no tuples, functions or nan, at most 50 deep"
     raise UsageError(f"env_kwargs: {text}")
 
 
@@ -780,7 +779,9 @@ def checked(f, value):
         if not fits or (low is not None and not low <= v <= high):  # nor is nan
             span = "" if low is None else f" between {low:,} and {high:,}"
             raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
-    return tuple(values) if several else in_json(values[0]) if item is dict else values[0]
+    if item is dict:
+        return in_json(*values)
+    return tuple(values) if several else values[0]
 
 
 class FromSeed(TorchFunctionMode):
@@ -849,12 +850,10 @@ def write_npz(path, arrays, **meta):
 
 
 class InParts(io.FileIO):
-    """A file that is read in parts, or not at all."""
-
-    most = 2**20  # bytes at once: of a zip's list of members, at first
+    """A file that is read in parts, as large arrays are, or not at all."""
 
     def read(self, size=-1):
-        if size > self.most:
+        if size > 2**22:
             raise ValueError("its list of arrays, or its meta, is too long")
         return super().read(size)
 
@@ -867,9 +866,7 @@ def read_npz(path):
     with refusing(f"{path} cannot be read"):
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
-        file = InParts(path)
-        arrays = np.lib.npyio.NpzFile(file, own_fid=True, allow_pickle=False)
-        file.most = 2**24  # of meta, as all others are read in parts
+        arrays = np.lib.npyio.NpzFile(InParts(path), own_fid=True, allow_pickle=False)
         members, size = arrays.zip.infolist(), Path(path).stat().st_size
         if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
             raise ValueError("it is compressed")  # and may unpack to anything
@@ -1084,7 +1081,7 @@ class Episode:
         with suppress(TypeError, ValueError, OverflowError):
             array = np.asarray(value)
             if array.dtype.kind in "biufO":  # neither complex numbers nor texts
-                array = np.array(array, dtype).reshape(size)  # a copy
+                array = array.astype(dtype).reshape(size)  # a copy
                 if all(map(math.isfinite, array.tolist())):  # faster than NumPy
                     return array
         raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
@@ -1103,8 +1100,7 @@ class Episode:
 def evaluate(agent, make_env, seeds):
     """One deterministic episode per seed, each in an environment made anew, or EnvError.
 
-    -> returns (N,), lengths (N,), in the order of `seeds`. On the command line a signal ends it
-    within a step: Stopped.
+    -> returns (N,), lengths (N,), in the order of `seeds`. A signal ends it within a step: Stopped.
     """
 
     def unless_stopped(items):
@@ -1193,17 +1189,16 @@ class Training:
                 if due and not self.evaluation:
                     self.evaluation = self.evaluate()
                 yield self
-                if self.step >= c.total_steps or (self.solved is not None and c.stop_when_solved):
+                stopped = self.episode is None and (self.stop or SIGNALS)
+                solved = c.stop_when_solved and self.solved is not None
+                if stopped or solved or self.step >= c.total_steps:
                     self.agent.check_finite()
-                    return
-                if (self.stop or SIGNALS) and self.episode is None:
                     return
                 self.advance()
         except Stopped:  # when resumed, it evaluates again
             return
         except FloatingPointError as error:
-            where = f"after step {self.step:,}, in episode {self.episodes}"
-            raise EnvError(f"{error}, {where}") from None
+            raise EnvError(f"{error} after step {self.step:,} in episode {self.episodes}") from None
 
     def advance(self):
         """One environment step, and the updates that go with it."""
@@ -1370,7 +1365,7 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def lock(folder):
     """Keep the folder for this process -> its handle, None on Windows. Or UsageError."""
-    if os.name == "nt":  # which has no such locks
+    if os.name == "nt":  # it has no such locks
         yield None
         return
     import fcntl
@@ -1399,8 +1394,8 @@ def record(run, folder):
 
     The state is saved between two episodes; what a kill or a `break` loses after that, resuming
     computes again; `run.stop = True` loses nothing. A full disk delays files; an agent that has
-    diverged is not saved. Raises UsageError for a folder that is not this run's, TrainingError
-    where that ends to be so, and OSError if the last save fails.
+    diverged is not saved. Raises UsageError, later TrainingError, for a folder that is not this
+    run's, and OSError if the last save fails.
     """
     folder, agent, c = Path(folder).absolute(), run.agent, run.config
     state_file, waiting = folder / "state.npz", {}
@@ -1486,19 +1481,19 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     folder = Path(folder).absolute()
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
-    states, refused = existing(folder, "state.npz", "state.previous.npz"), []
-    latest = generation(folder / "state.npz")  # before it is read, as a training may go on
-    for path in states:
-        try:
-            run = begin_again(path, env, device, threads, agent, changes)
-        except UsageError as error:
-            refused.append(error)
-            continue
-        if refused:
-            warn(f"{refused[0]}; going on from the state before")
-        run.saved, run.spoilt = latest, bool(refused)
-        return run
-    raise refused[0]
+    given = env, device, threads, agent, changes
+    latest, *before = existing(folder, "state.npz", "state.previous.npz")
+    saved = generation(folder / "state.npz")  # before it is read, as a training may go on
+    try:
+        run = begin_again(latest, *given)
+    except UsageError as error:
+        if not before:
+            raise
+        run = begin_again(before[0], *given)
+        run.spoilt = True
+        warn(f"{error}; going on from the state before")
+    run.saved = saved
+    return run
 
 
 def begin_again(path, env, device, threads, agent, changes):
@@ -1519,8 +1514,8 @@ def begin_again(path, env, device, threads, agent, changes):
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
             own = f"agent={meta['made_by']}" + " and env=.. of your own" * meta["env_given"]
             raise UsageError(f"{path} was trained with {own}: pass them to resume again")
-        own = sum(array.nbytes for array in run.state()[0].values())
-        most = 4 * own + run.buffer.rows[: meta["written"]].nbytes + 200 * meta["step"] + 2**24
+        most = 2**24 + 200 * meta["step"] + run.buffer.rows[: meta["written"]].nbytes
+        most += 4 * sum(array.nbytes for array in run.state()[0].values())
         if path.stat().st_size > most:
             raise ValueError("its arrays are larger than those of its training")
         with arrays:
@@ -1565,10 +1560,8 @@ def parse(argv):
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
-        item, *several = get_args(f.type) or [f.type]
+        item, *several = get_args(f.type) or [JSON if f.type is dict else f.type]
         kind = dict(type=item, metavar=item.__name__)
-        if item is dict:
-            kind = dict(type=JSON, metavar="JSON")
         if item is bool:
             kind = dict(action=argparse.BooleanOptionalAction)
         if several:
