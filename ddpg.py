@@ -111,8 +111,8 @@ class Config:
             value = getattr(self, f.name)
             value = unset.get(f.name) if value is None else value
             object.__setattr__(self, f.name, checked(f, value))
-        named = [name for name in ALGOS if ALGOS[name].items() <= vars(self).items()]
-        algo = (named or [self.algo or "td3"])[0]
+        named = (name for name in ALGOS if ALGOS[name].items() <= vars(self).items())
+        algo = next(named, self.algo or "td3")
         if self.algo not in (None, algo):  # the name would lie
             raise UsageError(f"algo: these switches are {algo}: use config.replace(algo=..)")
         object.__setattr__(self, "algo", algo)
@@ -145,9 +145,8 @@ PRESETS = {
         noise_sigma=0.2, noise_theta=0.15, eval_episodes=20, solved_at=250.0),
     "MountainCarContinuous-v0": dict(
         algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64),
-        layer_norm=False, obs_scale=(0.5, 0.03), n_step=3, reward_scale=0.1, actor_lr=1e-3,
-        critic_lr=1e-3, tau=0.01, noise_sigma=0.5, noise_theta=0.15, eval_every=1_000,
-        solved_at=90.0),
+        layer_norm=False, obs_scale=(0.5, 0.03), reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3,
+        n_step=3, tau=0.01, noise_sigma=0.5, noise_theta=0.15, eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
         algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
         reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_sigma_end=0.05,
@@ -181,8 +180,7 @@ class ReplayBuffer:
         """Store a step: obs, next_obs (obs,), act (act,) in [-1, 1], in order.
 
         Where an episode ends, next_obs is its final one. A time limit (`truncated`) ends the
-        rewards but not the world: only `terminated` stops the bootstrapping. Raises
-        FloatingPointError for what float32 cannot hold.
+        rewards but not the world: only `terminated` stops the bootstrapping. Or FloatingPointError.
         """
         self.pending.append((np.concatenate([obs, act]), rew))  # a copy
         while self.pending and (len(self.pending) == self.n_step or terminated or truncated):
@@ -408,8 +406,7 @@ class Agent:
         with FromSeed(config.seed):
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
-            spread = torch.linspace(-300, 300, 8, device=self.device)[:, None]
-            check_networks(self, spread.expand(8, obs_dim), spread.expand(8, len(self.low)) / 300)
+            check_networks(self)
         self.actor_target, self.critic_target = copy.deepcopy((self.actor, self.critic))
         self.flat = {name: Flat(getattr(self, name)) for name in self.NETWORKS}
         self.actor_optimizer = Adam(self.flat["actor"], config.actor_lr)
@@ -495,25 +492,14 @@ class Agent:
 
     def measure(self, obs, act, target_q):
         """Running means of the losses and of Q, for progress.csv; also checks the networks."""
-        if self.updates % (10 * self.MEASURE_EVERY) == 1:
-            check_gradients(self, obs, act, target_q)
+        check_gradients(self, obs, act, target_q)
         for name, flat in self.flat.items():
             flat.check(getattr(self, name).eval())  # where dropout draws nothing
-        self.check_finite()
+        check_finite(self)
         q = check_networks(self, obs, act)
         losses = self.critic_loss(obs, act, target_q), self.actor_loss(obs, act)
         latest = torch.stack([*losses, q.mean()]).detach().float()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
-
-    def check_finite(self):
-        """Raise FloatingPointError if it has diverged: learning would stop without a word."""
-        held = [(name, {"parameters": flat.data}) for name, flat in self.flat.items()]
-        for name in "critic_optimizer", "actor_optimizer":
-            held += [(name, one) for one in getattr(self, name).state_dict()["state"].values()]
-        for name, tensors in held:
-            for key, value in tensors.items():
-                if torch.is_tensor(value) and not value.isfinite().all():
-                    raise FloatingPointError(f"{key} of the {name} has become infinite or nan")
 
     def state_dict(self):
         """All that `update` changes, for exact resumption."""
@@ -688,6 +674,8 @@ def difference(agent, name, loss, gradient, batch):
 
 def check_gradients(agent, *batch):
     """Raise RuntimeError if, on a real batch, a gradient by hand is no longer autograd's."""
+    if agent.updates % (10 * agent.MEASURE_EVERY) != 1:
+        return
     for loss, (name, gradient) in agent.by_hand.items():
         if difference(agent, name, loss, gradient, batch) > 1e-3:
             text = "its network has changed, or has hooks: set agent.by_hand = {} beforehand"
@@ -801,8 +789,11 @@ class FromSeed(TorchFunctionMode):
         return function(*args, **(kwargs or {}) | drawn)
 
 
-def check_networks(agent, obs, act):
+def check_networks(agent, obs=None, act=None):
     """Q(obs, act) (n, B, 1), or ValueError for other shapes or an actor that is not bounded."""
+    if obs is None:
+        spread = torch.linspace(-300, 300, 8, device=agent.device)[:, None]
+        obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
     actions, q = agent.actor(obs), agent.critic(obs, act)
     shapes = [tuple(output.shape) for output in (actions, q)]
     wanted = [tuple(act.shape), (agent.config.n_critics, len(obs), 1)]
@@ -811,6 +802,17 @@ def check_networks(agent, obs, act):
     if actions.abs().max() > 1:
         raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
     return q
+
+
+def check_finite(agent):
+    """Raise FloatingPointError if it has diverged: learning would stop without a word."""
+    held = [(name, {"parameters": flat.data}) for name, flat in agent.flat.items()]
+    for name in "critic_optimizer", "actor_optimizer":
+        held += [(name, one) for one in getattr(agent, name).state_dict()["state"].values()]
+    for name, tensors in held:
+        for key, value in tensors.items():
+            if torch.is_tensor(value) and not value.isfinite().all():
+                raise FloatingPointError(f"{key} of the {name} has become infinite or nan")
 
 
 # ---- files ----
@@ -868,10 +870,9 @@ def read_npz(path):
             raise ValueError("no such file")  # nor a folder, a pipe or a device
         arrays = np.lib.npyio.NpzFile(InParts(path), own_fid=True, allow_pickle=False)
         members, size = arrays.zip.infolist(), Path(path).stat().st_size
-        if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
-            raise ValueError("it is compressed")  # and may unpack to anything
-        if len({m.filename for m in members}) < len(members):
-            raise ValueError("two of its arrays have one name")
+        packed = any(m.compress_type for m in members) or sum(m.file_size for m in members) > size
+        if packed or len({m.filename for m in members}) < len(members):  # it may be anything
+            raise ValueError("it is compressed, or two of its arrays have one name")
         meta = arrays["meta"]
         if meta.shape or meta.dtype.kind != "U":  # it may make a text without end
             raise ValueError("its meta is not a text")
@@ -907,8 +908,8 @@ def existing(folder, *names):
     """Those of these files that a run's folder has, or UsageError."""
     paths = [folder / name for name in names if os.path.exists(folder / name)]
     if not paths:
-        text = f"{folder} has no {names[0]}: it is not the folder of a run, or that was "
-        raise UsageError(text + "killed before it was first saved")
+        text = f"{folder} has no {names[0]}: it is not the folder of a run, or one killed before"
+        raise UsageError(f"{text} it was first saved")
     return paths
 
 
@@ -936,8 +937,7 @@ def load(path, device="cpu"):
             own = {key: torch.from_numpy(arrays[f"{name}.{key}"]) for key in network.state_dict()}
             network.load_state_dict(own)
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
-            if not agent.flat[name].data.isfinite().all():
-                raise ValueError("its numbers are not finite")
+        check_finite(agent)
     agent.meta = meta | {"path": str(path)}
     return agent
 
@@ -1088,8 +1088,8 @@ class Episode:
 
     def truth(self, name, value):
         with suppress(TypeError, ValueError):
-            if np.asarray(value).item() in (0, 1):
-                return bool(value)
+            if (bit := np.asarray(value).item()) in (0, 1):
+                return bool(bit)
         raise self.error(f"{name} {one_line(repr(value))} is neither True nor False")
 
     def error(self, what):
@@ -1192,7 +1192,7 @@ class Training:
                 stopped = self.episode is None and (self.stop or SIGNALS)
                 solved = c.stop_when_solved and self.solved is not None
                 if stopped or solved or self.step >= c.total_steps:
-                    self.agent.check_finite()
+                    check_finite(self.agent)
                     return
                 self.advance()
         except Stopped:  # when resumed, it evaluates again
@@ -1412,7 +1412,7 @@ def record(run, folder):
 
     def sound():
         with suppress(FloatingPointError):
-            agent.check_finite()
+            check_finite(agent)
             return True
 
     def add_policy(names):
@@ -1508,9 +1508,8 @@ def begin_again(path, env, device, threads, agent, changes):
             raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
         if ":" in config.env and env is None and "env" not in changes:
             raise UsageError(f"{path} may import nothing: name {one_line(config.env)} by --env")
-        device = device or meta["device"]
         tune(config, threads or meta["threads"])
-        run = Training(config, env, device, agent)
+        run = Training(config, env, device or meta["device"], agent)
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
             own = f"agent={meta['made_by']}" + " and env=.. of your own" * meta["env_given"]
             raise UsageError(f"{path} was trained with {own}: pass them to resume again")
@@ -1707,10 +1706,10 @@ def main(argv=None):
         return 128 + SIGNALS[0]
     except BrokenPipeError:  # nobody reads what it prints
         return 1
-    except (TrainingError, OSError, KeyboardInterrupt) as error:  # the last by an environment
+    except (TrainingError, OSError, KeyboardInterrupt) as error:
         if error.__cause__:
-            say("".join(traceback.format_exception(error.__cause__)), file=sys.stderr)
-        warn(f"{type(error).__name__}: {error}")
+            say("".join(traceback.format_exception(error.__cause__)), "", sys.stderr)
+        warn(f"{type(error).__name__}: {str(error) or 'in the environment'}")
         return 1
     finally:
         for stream in sys.stdout, sys.stderr:
