@@ -477,9 +477,8 @@ class Agent:
     def descend(self, optimizer, loss, *batch):
         """One step of the optimizer down the gradient of loss(*batch), a scalar."""
         name, gradient = self.by_hand.get(getattr(loss, "__func__", None), (None, None))
-        # The same in half of the time, see Speed
         if name and loss.__self__ is self and only_of(self.flat[name], optimizer):
-            gradient(self, *batch)
+            gradient(self, *batch)  # the same in half of the time, see Speed
         else:
             optimizer.zero_grad()
             loss(*batch).backward()
