@@ -70,13 +70,13 @@ class Config:
     """Everything that decides a run's result; each field is a flag. Raises UsageError."""
 
     env: str = flag("Pendulum-v1", "gymnasium id, or module:Id for an environment of your own")
-    env_kwargs: dict = flag(None, "keyword arguments of the environment, as JSON", hash=False)
+    env_kwargs: dict = flag(None, "arguments of the environment, as JSON", hash=False)
     max_episode_steps: int = flag(0, "limit of an episode; 0: the environment's own", 0, 10**9)
     algo: str = flag(None, "ddpg or td3, the default: sets n_critics, policy_delay, target_noise")
     seed: int = flag(0, "seed of everything random", 0, 2**31 - 1)
     total_steps: int = flag(1_000_000, "environment steps to train for", 1, 10**12)
     learning_starts: int = flag(5_000, "uniformly random steps before learning starts", 1, 10**12)
-    updates_per_step: int = flag(1, "gradient updates per environment step", 0, 1_000)
+    updates_per_step: int = flag(1, "updates per environment step", 0, 1_000)
     batch_size: int = flag(256, "transitions in an update", 1, 10**6)
     buffer_size: int = flag(1_000_000, "transitions remembered", 1, 10**9)
     save_replay: bool = flag(True, "keep them in the state, without which resuming is not exact")
@@ -111,8 +111,8 @@ class Config:
             value = getattr(self, f.name)
             value = unset.get(f.name) if value is None else value
             object.__setattr__(self, f.name, checked(f, value))
-        named = [name for name in ALGOS if ALGOS[name].items() <= vars(self).items()]
-        algo = named[0] if named else self.algo or "td3"
+        named = (name for name in ALGOS if ALGOS[name].items() <= vars(self).items())
+        algo = next(named, self.algo or "td3")
         if self.algo not in (None, algo):  # the name would lie
             raise UsageError(f"algo: these switches are {algo}: use config.replace(algo=..)")
         object.__setattr__(self, "algo", algo)
@@ -145,9 +145,8 @@ PRESETS = {
         noise_sigma=0.2, noise_theta=0.15, eval_episodes=20, solved_at=250.0),
     "MountainCarContinuous-v0": dict(
         algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64),
-        layer_norm=False, obs_scale=(0.5, 0.03), n_step=3, reward_scale=0.1, actor_lr=1e-3,
-        critic_lr=1e-3, tau=0.01, noise_sigma=0.5, noise_theta=0.15, eval_every=1_000,
-        solved_at=90.0),
+        layer_norm=False, obs_scale=(0.5, 0.03), reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3,
+        n_step=3, tau=0.01, noise_sigma=0.5, noise_theta=0.15, eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
         algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
         reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_sigma_end=0.05,
@@ -181,8 +180,7 @@ class ReplayBuffer:
         """Store a step: obs, next_obs (obs,), act (act,) in [-1, 1], in order.
 
         Where an episode ends, next_obs is its final one. A time limit (`truncated`) ends the
-        rewards but not the world: only `terminated` stops the bootstrapping. Raises
-        FloatingPointError for what float32 cannot hold.
+        rewards but not the world: only `terminated` stops the bootstrapping. Or FloatingPointError.
         """
         self.pending.append((np.concatenate([obs, act]), rew))  # a copy
         while self.pending and (len(self.pending) == self.n_step or terminated or truncated):
@@ -479,9 +477,8 @@ class Agent:
     def descend(self, optimizer, loss, *batch):
         """One step of the optimizer down the gradient of loss(*batch), a scalar."""
         name, gradient = self.by_hand.get(getattr(loss, "__func__", None), (None, None))
-        # The same in half of the time, see Speed
         if name and loss.__self__ is self and only_of(self.flat[name], optimizer):
-            gradient(self, *batch)
+            gradient(self, *batch)  # the same in half of the time, see Speed
         else:
             optimizer.zero_grad()
             loss(*batch).backward()
@@ -494,27 +491,14 @@ class Agent:
 
     def measure(self, obs, act, target_q):
         """Running means of the losses and of Q, for progress.csv; also checks the networks."""
-        if self.updates % (10 * self.MEASURE_EVERY) == 1:
-            check_gradients(self, obs, act, target_q)
+        check_gradients(self, obs, act, target_q)
         for name, flat in self.flat.items():
             flat.check(getattr(self, name).eval())  # where dropout draws nothing
-        self.check_finite()
-        if self.actor(obs).abs().max() > 1:
-            raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
+        check_finite(self)
+        q = check_networks(self, obs, act)
         losses = self.critic_loss(obs, act, target_q), self.actor_loss(obs, act)
-        latest = torch.stack([*losses, self.critic(obs, act).mean()]).detach().float()
+        latest = torch.stack([*losses, q.mean()]).detach().float()
         self.metrics.lerp_(latest, max(0.1, 1 / (1 + self.updates // self.MEASURE_EVERY)))
-
-    def check_finite(self):
-        """Raise FloatingPointError if it has diverged: learning would stop without a word."""
-        held = {(name, "parameters"): flat.data for name, flat in self.flat.items()}
-        for name in "critic_optimizer", "actor_optimizer":
-            for moments in getattr(self, name).state_dict()["state"].values():
-                held |= {(name, key): value for key, value in moments.items()}
-        for (name, key), value in held.items():
-            if torch.is_tensor(value) and not value.isfinite().all():
-                worst = value[~value.isfinite()][0].item()
-                raise FloatingPointError(f"{key} of the {name} has become {worst}")
 
     def state_dict(self):
         """All that `update` changes, for exact resumption."""
@@ -661,7 +645,7 @@ def same_gradient(agent, name, loss, gradient):
     """Whether they agree, also on tiny and huge errors, saturated actions and dead units."""
     trial = copy.copy(agent)
     trial.actor, trial.critic = copy.deepcopy((agent.actor, agent.critic))
-    trial.flat = {"actor": Flat(trial.actor.train()), "critic": Flat(trial.critic.train())}
+    trial.flat = {"actor": Flat(trial.actor), "critic": Flat(trial.critic)}
     draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(0))
     for of_params, of_obs, of_target in (0.1, 1, 1), (0.1, 1, 1e3), (1, 0.01, 1), (1, 10, 1e6):
         for flat in trial.flat.values():
@@ -676,6 +660,8 @@ def same_gradient(agent, name, loss, gradient):
 def difference(agent, name, loss, gradient, batch):
     """How far a gradient by hand is from autograd's, as a part of it."""
     flat, grads = agent.flat[name], []
+    for network in agent.actor, agent.critic:
+        network.train()
     for side in lambda *batch: loss(*batch).backward(), gradient:
         flat.gather()
         flat.grad.zero_()  # what the other side left
@@ -687,9 +673,9 @@ def difference(agent, name, loss, gradient, batch):
 
 def check_gradients(agent, *batch):
     """Raise RuntimeError if, on a real batch, a gradient by hand is no longer autograd's."""
+    if agent.updates % (10 * agent.MEASURE_EVERY) != 1:
+        return
     for loss, (name, gradient) in agent.by_hand.items():
-        for network in agent.actor, agent.critic:
-            network.train()
         if difference(agent, name, loss, gradient, batch) > 1e-3:
             text = "its network has changed, or has hooks: set agent.by_hand = {} beforehand"
             raise RuntimeError(f"the gradient of {name}_loss by hand is not autograd's: {text}")
@@ -706,8 +692,7 @@ def only_of(flat, optimizer):
 def tune(config, threads=None):
     """Settings of the whole process: threads, denormals, seed, memory. Or UsageError.
 
-    Call it in the thread that trains, before torch computes with several: flushing of denormals
-    reaches only threads that are made later.
+    Call it first, in the thread that trains: denormals are flushed only in threads made later.
     """
     if threads not in (None, *range(1, 257)):
         raise UsageError(f"threads: {one_line(threads)} is not 1 to 256")
@@ -735,7 +720,7 @@ def one_line(value, most=120):
 
 
 def say(text, end="\n", file=None):
-    """Print what may be lost, on a full disk, say: nobody's output ends a training."""
+    """Print what may be lost: no full disk and no closed pipe ends a training."""
     with suppress(OSError, ValueError):
         print(text, end=end, file=file, flush=True)
 
@@ -746,17 +731,28 @@ def warn(text):
     say("\n".join(one_line(line, 200) for line in lines), file=sys.stderr)
 
 
+@contextmanager
+def refusing(name, what, *passing):
+    """What is raised within, sys.exit() too, is a UsageError, but for `passing`."""
+    try:
+        yield
+    except (KeyboardInterrupt, *passing):
+        raise
+    except BaseException as error:
+        clear = isinstance(error, ValueError | ArithmeticError | OSError)
+        kind = "" if clear else f"{type(error).__name__}: "
+        raise UsageError(f"{one_line(name)} {what}: {kind}{one_line(error)}") from error
+
+
 def in_json(value):
     """A copy of a dict as files will hold it, or UsageError if that is another one."""
-    level = [value]
-    for _ in range(50):
-        level = [v for v in level if isinstance(v, dict | list)]
-        level = [v for some in level for v in (some.values() if isinstance(some, dict) else some)]
-    with suppress(TypeError, ValueError):
-        if not level and (copied := json.loads(json.dumps(value))) == value:
+    with suppress(TypeError, ValueError, RecursionError):
+        text = json.dumps(value, indent=1)  # by a space for each level
+        flat, short = "\n" + " " * 50 not in text, len(text) < 10**5
+        if (copied := json.loads(text)) == value and flat and short:
             return copied
-    text = "JSON cannot hold it: only texts as keys, no tuples, functions or nan, at most 50 deep"
-    raise UsageError(f"env_kwargs: {text}")
+    text = "JSON cannot hold it: texts as keys, no tuples, functions or nan, at most 50 deep"
+    raise UsageError(f"env_kwargs: {text}, 100,000 characters long")
 
 
 def checked(f, value):
@@ -772,7 +768,9 @@ def checked(f, value):
         if not fits or (low is not None and not low <= v <= high):  # nor is nan
             span = "" if low is None else f" between {low:,} and {high:,}"
             raise UsageError(f"{f.name}: {one_line(repr(v))} is not {item.__name__}{span}")
-    return tuple(values) if several else in_json(values[0]) if item is dict else values[0]
+    if item is dict:
+        return in_json(*values)
+    return tuple(values) if several else values[0]
 
 
 class FromSeed(TorchFunctionMode):
@@ -792,17 +790,31 @@ class FromSeed(TorchFunctionMode):
         return function(*args, **(kwargs or {}) | drawn)
 
 
-@torch.no_grad()
-def check_networks(agent):
-    """Raise ValueError for networks of other shapes, or an actor that is not bounded."""
-    spread = torch.linspace(-300, 300, 8, device=agent.device)[:, None]
-    obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
-    shapes = [tuple(output.shape) for output in (agent.actor(obs), agent.critic(obs, act))]
-    wanted = [tuple(act.shape), (agent.config.n_critics, 8, 1)]
+def check_networks(agent, obs=None, act=None):
+    """Q(obs, act) (n, B, 1), or ValueError for other shapes or an actor that is not bounded."""
+    if obs is None:
+        spread = torch.linspace(-300, 300, 8, device=agent.device)[:, None]
+        obs, act = spread.expand(8, agent.obs_dim), spread.expand(8, len(agent.low)) / 300
+    actions, q = agent.actor(obs), agent.critic(obs, act)
+    shapes = [tuple(output.shape) for output in (actions, q)]
+    wanted = [tuple(act.shape), (agent.config.n_critics, len(obs), 1)]
     if shapes != wanted:
-        raise ValueError(f"of a batch of 8, networks make {shapes}, not {wanted}")
-    if agent.actor(obs).abs().max() > 1:
+        raise ValueError(f"of a batch of {len(obs)}, networks make {shapes}, not {wanted}")
+    if actions.abs().max() > 1:
         raise ValueError("the actor makes actions beyond [-1, 1]: let it end in a tanh")
+    return q
+
+
+def check_finite(agent):
+    """Raise FloatingPointError if it has diverged: learning would stop without a word."""
+    held = [(name, {"parameters": flat.data}) for name, flat in agent.flat.items()]
+    for name in "critic_optimizer", "actor_optimizer":
+        held += [(name, one) for one in getattr(agent, name).state_dict()["state"].values()]
+    for name, tensors in held:
+        for key, value in tensors.items():
+            if torch.is_tensor(value) and not value.isfinite().all():
+                bad = value[~value.isfinite()][0]
+                raise FloatingPointError(f"{key} of the {name} has become {bad.item()}")
 
 
 # ---- files ----
@@ -816,7 +828,7 @@ MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide 
 def write(path, save, previous=None, check=lambda: None):
     """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`.
 
-    check() may object, by an exception, before the first and the last change of the folder.
+    check() may raise before the first and the last change of the folder.
     """
     temporary = path.with_name(path.name + TEMPORARY)
     check()
@@ -833,21 +845,19 @@ def write(path, save, previous=None, check=lambda: None):
         temporary.unlink(missing_ok=True)
 
 
-def write_npz(path, arrays, previous=None, **meta):
+def write_npz(path, arrays, **meta):
     """Write arrays and a text of JSON, uncompressed, to a path or an open file."""
     if not hasattr(path, "write"):
-        return write(Path(path), lambda file: write_npz(file, arrays, **meta), previous)
+        return write(Path(path), lambda file: write_npz(file, arrays, **meta))
     text = json.dumps(meta, default=lambda number: number.item())
     np.savez(path, meta=np.array(text), **arrays)
 
 
 class InParts(io.FileIO):
-    """A file that is read in parts, or not at all."""
-
-    most = 2**20  # bytes at once: of a zip's list of members, at first
+    """A file that is read in parts, as large arrays are, or not at all."""
 
     def read(self, size=-1):
-        if size > self.most:
+        if size > 2**21:
             raise ValueError("its list of arrays, or its meta, is too long")
         return super().read(size)
 
@@ -857,25 +867,18 @@ def read_npz(path):
 
     Raises UsageError, and in an instant, whatever is in the file.
     """
-    try:
+    with refusing(path, "cannot be read"):
         if not Path(path).is_file():
             raise ValueError("no such file")  # nor a folder, a pipe or a device
-        file = InParts(path)
-        arrays = np.lib.npyio.NpzFile(file, own_fid=True, allow_pickle=False)
-        file.most = 2**24  # of meta, as all others are read in parts
+        arrays = np.lib.npyio.NpzFile(InParts(path), own_fid=True, allow_pickle=False)
         members, size = arrays.zip.infolist(), Path(path).stat().st_size
-        if any(m.compress_type for m in members) or sum(m.file_size for m in members) > size:
-            raise ValueError("it is compressed")  # and may unpack to anything
-        if len({m.filename for m in members}) < len(members):
-            raise ValueError("two of its arrays have one name")
-        # Of another shape or type, it may make a text without end
+        packed = any(m.compress_type for m in members) or sum(m.file_size for m in members) > size
+        if packed or len({m.filename for m in members}) < len(members):  # it may be anything
+            raise ValueError("it is compressed, or two of its arrays have one name")
         meta = arrays["meta"]
-        if meta.shape or meta.dtype.kind != "U":
+        if meta.shape or meta.dtype.kind != "U":  # it may make a text without end
             raise ValueError("its meta is not a text")
         return arrays, json.loads(meta.item())
-    except Exception as error:  # zipfile, numpy and json each raise their own
-        what = one_line(error) or type(error).__name__
-        raise UsageError(f"{one_line(path)} cannot be read: {what}") from None
 
 
 def pack(tree, arrays):
@@ -907,8 +910,8 @@ def existing(folder, *names):
     """Those of these files that a run's folder has, or UsageError."""
     paths = [folder / name for name in names if os.path.exists(folder / name)]
     if not paths:
-        text = f"{one_line(folder)} has no {names[0]}: it is not the folder of a run, or that was "
-        raise UsageError(text + "killed before it was first saved")
+        text = "it is not the folder of a run, or one killed before it was first saved"
+        raise UsageError(f"{one_line(folder)} has no {names[0]}: {text}")
     return paths
 
 
@@ -918,15 +921,12 @@ def load(path, device="cpu"):
     if os.path.isdir(path):
         path = existing(path, "best.npz", "last.npz")[0]
     arrays, meta = read_npz(path)
-    try:
+    with refusing(path, "is not a policy file"):
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
         step, score = meta["step"], meta["evaluation"]
-        sound = type(step) is int and 0 <= step <= 10**12 and meta["env"].isprintable()
-        if (
-            meta["format"] != FORMAT
-            or not sound
-            or not math.isfinite(0 if score is None else score)
-        ):
+        sound = meta["format"] == FORMAT and type(step) is int and 0 <= step <= 10**12
+        sound = sound and (score is None or math.isfinite(score)) and meta["env"].isprintable()
+        if not sound:
             raise ValueError("of another format")
         sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
         with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
@@ -939,11 +939,7 @@ def load(path, device="cpu"):
             own = {key: torch.from_numpy(arrays[f"{name}.{key}"]) for key in network.state_dict()}
             network.load_state_dict(own)
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
-            if not agent.flat[name].data.isfinite().all():
-                raise ValueError("its numbers are not finite")
-    except Exception as error:  # whatever a malicious file provokes
-        lacks = "it lacks " * isinstance(error, KeyError)
-        raise UsageError(f"{path} is not a policy file: {lacks}{one_line(error)}") from None
+        check_finite(agent)
     agent.meta = meta | {"path": str(path)}
     return agent
 
@@ -971,31 +967,26 @@ def env_makers(config, env=None):
 
     Raises UsageError for what does not exist or DDPG cannot control.
     """
-    limit, hint = config.max_episode_steps or None, ""
+    name, limit, own = one_line(config.env), config.max_episode_steps, isinstance(env, gym.Env)
 
     def make():
         kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
-        return gym.make(config.env, limit, **kwargs) if env is None else env()
+        return gym.make(config.env, limit or None, **kwargs) if env is None else env()
 
     makers = [make, make]
-    try:
-        if isinstance(env, gym.Env):
-            hint = "\nevaluation copies it: pass a function that makes it instead"
+    hint = ", or copied for evaluation (pass a function that makes it)" * own
+    with refusing(name, f"cannot be made{hint}", UsageError):
+        if own:
             pristine = copy.deepcopy(env) if config.eval_every else None
             makers = [lambda: env, lambda: copy.deepcopy(pristine)]
         if env is not None and limit:
             makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
         probe = makers[0]()
         for problem in problems(probe, config, env):  # the first
-            raise UsageError(f"{one_line(config.env)}: {problem}")
-        if not isinstance(env, gym.Env):
+            raise UsageError(f"{name}: {problem}")
+        if not own:
             probe.close()
         return *makers, probe
-    except (KeyboardInterrupt, UsageError):
-        raise
-    except BaseException as error:  # sys.exit(), too
-        what = f"{type(error).__name__}: {one_line(error)}{hint}"
-        raise UsageError(f"cannot make {one_line(config.env)}: {what}") from error
 
 
 def problems(probe, config, env):
@@ -1116,8 +1107,7 @@ class Episode:
 def evaluate(agent, make_env, seeds):
     """One deterministic episode per seed, each in an environment made anew, or EnvError.
 
-    -> returns (N,), lengths (N,), in the order of `seeds`. On the command line a signal ends it
-    within a step: Stopped.
+    -> returns (N,), lengths (N,), in the order of `seeds`. A signal ends it within a step: Stopped.
     """
 
     def unless_stopped(items):
@@ -1206,17 +1196,16 @@ class Training:
                 if due and not self.evaluation:
                     self.evaluation = self.evaluate()
                 yield self
-                if self.step >= c.total_steps or (self.solved is not None and c.stop_when_solved):
-                    self.agent.check_finite()
-                    return
-                if (self.stop or SIGNALS) and self.episode is None:
+                stopped = self.episode is None and (self.stop or SIGNALS)
+                solved = c.stop_when_solved and self.solved is not None
+                if stopped or solved or self.step >= c.total_steps:
+                    check_finite(self.agent)
                     return
                 self.advance()
         except Stopped:  # when resumed, it evaluates again
             return
         except FloatingPointError as error:
-            where = f"after step {self.step:,}, in episode {self.episodes}"
-            raise EnvError(f"{error}, {where}") from None
+            raise EnvError(f"{error} after step {self.step:,} in episode {self.episodes}") from None
 
     def advance(self):
         """One environment step, and the updates that go with it."""
@@ -1320,8 +1309,8 @@ class Training:
         counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
         row = self.evaluation
         shown = [row[f"eval_{name}"] for name in ("mean", "std", "episodes")] if row else []
-        scores = np.array([self.best, meta["seconds"], *self.returns, *shown], float)
-        if not all(type(n) is int and n >= 0 for n in counts) or np.isnan(scores).any():
+        scores = self.best, meta["seconds"], *self.returns, *shown
+        if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
             raise ValueError("its counts or scores are none")
         for name in self.tables:
             self.tables[name] = bytes(arrays[name]).decode().splitlines(keepends=True)
@@ -1360,23 +1349,20 @@ SAVE_EVERY, SAVE_SHARE = 60.0, 0.02
 def new_folder(folder):
     """Make the folder of a new run, or UsageError."""
     folder = Path(folder)
-    try:
+    with refusing(folder, "cannot be the folder of a new run"):
         if folder.exists() and any(folder.iterdir()):
-            raise UsageError(
-                f"{one_line(folder)} is not empty: --resume it, or take another --seed or --out"
-            )
+            raise ValueError("it is not empty: --resume it, or take another --seed or --out")
         (folder / "policies").mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {one_line(folder)}: {error.strerror}") from None
     return folder
 
 
 LOCKS = set()  # handles; a process that an environment forks must not hold them longer than we do
 
 
-def let_go():
-    while LOCKS:
-        os.close(LOCKS.pop())
+def let_go(handles=LOCKS):
+    for handle in LOCKS & handles:
+        LOCKS.remove(handle)
+        os.close(handle)
 
 
 if hasattr(os, "register_at_fork"):
@@ -1386,11 +1372,11 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def lock(folder):
     """Keep the folder for this process -> its handle, None on Windows. Or UsageError."""
-    try:
-        import fcntl
-    except ImportError:  # Windows, which has no such locks
+    if os.name == "nt":  # it has no such locks
         yield None
         return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     LOCKS.add(handle)
     try:
@@ -1400,16 +1386,14 @@ def lock(folder):
             raise UsageError(f"{folder} is in use by another training") from None
         yield handle
     finally:
-        if handle in LOCKS:  # not so in a forked process
-            LOCKS.remove(handle)
-            os.close(handle)
+        let_go({handle})
 
 
 def generation(path):
     """What tells one file at this path from the next, or None where there is none."""
     with suppress(FileNotFoundError):
         stat = os.stat(path)
-        return stat.st_ino, stat.st_mtime_ns, stat.st_size
+        return stat.st_ino, stat.st_mtime_ns
 
 
 def record(run, folder):
@@ -1417,8 +1401,8 @@ def record(run, folder):
 
     The state is saved between two episodes; what a kill or a `break` loses after that, resuming
     computes again; `run.stop = True` loses nothing. A full disk delays files; an agent that has
-    diverged is not saved. Raises UsageError for a folder that is not this run's, TrainingError
-    where that ends to be so, and OSError if the last save fails.
+    diverged is not saved. Raises UsageError, later TrainingError, for a folder that is not this
+    run's, and OSError if the last save fails.
     """
     folder, agent, c = Path(folder).absolute(), run.agent, run.config
     state_file, waiting = folder / "state.npz", {}
@@ -1435,7 +1419,7 @@ def record(run, folder):
 
     def sound():
         with suppress(FloatingPointError):
-            agent.check_finite()
+            check_finite(agent)
             return True
 
     def add_policy(names):
@@ -1464,13 +1448,11 @@ def record(run, folder):
     with lock(folder) as handle:
         if generation(state_file) not in (None, run.saved):
             raise UsageError(f"{folder} has a state that is not this run's: resume it again")
-        try:
+        with refusing(folder, "cannot be written", TrainingError):
             for path in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"policies/*{TEMPORARY}")]:
                 path.unlink()  # of a killed run
             text = json.dumps(run.circumstances(), indent=1).encode()
             put("config.json", lambda file: file.write(text))
-        except OSError as error:
-            raise UsageError(f"cannot write to {folder}: {error}") from None
         try:
             for _ in run:
                 names = ["last.npz", "best.npz"][: 1 + run.is_best] if run.evaluation else []
@@ -1506,25 +1488,25 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     folder = Path(folder).absolute()
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
-    states, refused = existing(folder, "state.npz", "state.previous.npz"), []
-    latest = generation(folder / "state.npz")  # before it is read, as a training may go on
-    for path in states:
-        try:
-            run = begin_again(path, env, device, threads, agent, changes)
-        except UsageError as error:
-            refused.append(error)
-            continue
-        if refused:
-            warn(f"{refused[0]}; going on from the state before")
-        run.saved, run.spoilt = latest, bool(refused)
-        return run
-    raise refused[0]
+    given = env, device, threads, agent, changes
+    latest, *before = existing(folder, "state.npz", "state.previous.npz")
+    saved = generation(folder / "state.npz")  # before it is read, as a training may go on
+    try:
+        run = begin_again(latest, *given)
+    except UsageError as error:
+        if not before:
+            raise
+        run = begin_again(before[0], *given)
+        run.spoilt = True
+        warn(f"{error}; going on from the state before")
+    run.saved = saved
+    return run
 
 
 def begin_again(path, env, device, threads, agent, changes):
     """The Training that a state file is of, or UsageError."""
     arrays, meta = read_npz(path)
-    try:
+    with refusing(path, "cannot be resumed", UsageError):
         old, free = Config(**meta["config"]), ("total_steps", "stop_when_solved", "save_replay")
         config = replace(old, **changes)
         pairs = zip(vars(old).items(), vars(config).values())
@@ -1533,14 +1515,13 @@ def begin_again(path, env, device, threads, agent, changes):
             raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
         if ":" in config.env and env is None and "env" not in changes:
             raise UsageError(f"{path} may import nothing: name {one_line(config.env)} by --env")
-        device = device or meta["device"]
         tune(config, threads or meta["threads"])
-        run = Training(config, env, device, agent)
+        run = Training(config, env, device or meta["device"], agent)
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
             own = f"agent={meta['made_by']}" + " and env=.. of your own" * meta["env_given"]
             raise UsageError(f"{path} was trained with {own}: pass them to resume again")
-        own = sum(array.nbytes for array in run.state()[0].values())
-        most = 4 * own + run.buffer.rows[: meta["written"]].nbytes + 200 * meta["step"] + 2**24
+        most = 2**24 + 200 * meta["step"] + run.buffer.rows[: meta["written"]].nbytes
+        most += 4 * sum(array.nbytes for array in run.state()[0].values())
         if path.stat().st_size > most:
             raise ValueError("its arrays are larger than those of its training")
         with arrays:
@@ -1550,10 +1531,6 @@ def begin_again(path, env, device, threads, agent, changes):
         if "rows" not in arrays:
             warn(f"no updates for {config.learning_starts:,} steps, without the replay")
         return run
-    except UsageError:
-        raise
-    except Exception as error:  # whatever is wrong with it
-        raise UsageError(f"{path} cannot be resumed: {one_line(repr(error))}") from error
 
 
 # ---- command line ----
@@ -1589,10 +1566,8 @@ def parse(argv):
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
     for f in fields(Config):
-        item, *several = get_args(f.type) or [f.type]
+        item, *several = get_args(f.type) or [JSON if f.type is dict else f.type]
         kind = dict(type=item, metavar=item.__name__)
-        if item is dict:
-            kind = dict(type=JSON, metavar="JSON")
         if item is bool:
             kind = dict(action=argparse.BooleanOptionalAction)
         if several:
@@ -1627,13 +1602,12 @@ def print_test(policy, make_env, options, **more):
 
 def train_command(options, explicit):
     """Train or resume, until done or stopped by a signal; test the best policy -> exit code."""
-    device, viewer = options.device, Path(__file__).with_name("viewer.py")
+    device, viewer, here = options.device, Path(__file__).with_name("viewer.py"), Path.cwd()
     if options.watch and not viewer.exists():
         raise UsageError(f"--watch needs {viewer}")
     if options.resume:
         shown, device = Path(options.resume), None if device == "auto" else device
-        folder = shown.absolute()  # an environment may change the working folder
-        run = resume(folder, device=device, threads=options.threads, **explicit)
+        run = resume(shown, device=device, threads=options.threads, **explicit)
     else:
         c = Config.preset(**explicit)
         tune(c, options.threads)
@@ -1642,12 +1616,12 @@ def train_command(options, explicit):
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         shown = Path(options.out or name)
-        folder = shown.absolute()
         run = Training(c, None, device)
-        new_folder(folder)
+        new_folder(here / shown)
+    folder = here / shown  # an environment may have changed the working folder
     c, steps = run.config, record(run, folder)
-    named = shlex.quote(f"./{shown}" if str(shown).startswith("-") else str(shown))
-    named += f" --env {shlex.quote(c.env)}" * (":" in c.env)
+    own = ["--env", c.env] * (":" in c.env)
+    named = shlex.join(["./" * str(shown).startswith("-") + str(shown), *own])
 
     def tell(text):
         if not options.quiet:
@@ -1660,7 +1634,6 @@ def train_command(options, explicit):
     try:
         for _ in steps if options.quiet else watch(steps):
             if options.watch:
-                own = ["--env", c.env] * (":" in c.env)
                 subprocess.Popen([sys.executable, viewer, folder, "--live", *own])
                 options.watch = False
     except EnvError as error:
@@ -1673,8 +1646,8 @@ def train_command(options, explicit):
     how = "Done" if run.solved is None else "Solved"
     tell(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     policy = load(folder)
-    policy.meta["path"] = str(shown / Path(policy.meta["path"]).name)
-    print_test(policy, run.make_eval_env, options, solved=run.solved, seconds=seconds)
+    path = str(shown / Path(policy.meta["path"]).name)
+    print_test(policy, run.make_eval_env, options, path=path, solved=run.solved, seconds=seconds)
     text = f"Next:\n  python ddpg.py --eval {named}"
     tell(text + f"\n  python viewer.py {named}" * viewer.exists())
     return 0
@@ -1709,11 +1682,9 @@ def on_signal(number, frame):
     if SIGNALS:
         os._exit(128 + number)
     SIGNALS.append(number)
+    told = b"\nStopping; a training ends its episode, to save. Once more: at once.\n"
     with suppress(OSError, ValueError, AttributeError):  # a print may be under way
-        os.write(
-            sys.stderr.fileno(),
-            b"\nStopping; a training ends its episode, to save. Once more: at once.\n",
-        )
+        os.write(sys.stderr.fileno(), told)
 
 
 def main(argv=None):
@@ -1725,7 +1696,6 @@ def main(argv=None):
             signal.signal(number, on_signal)
     with suppress(AttributeError, OSError):  # where it is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
-    options = None
     try:
         options, explicit = parse(argv)
         if ":" in explicit.get("env", ""):
@@ -1739,31 +1709,23 @@ def main(argv=None):
     except UsageError as error:
         warn(error)
         return 2
-    except TrainingError as error:
-        if error.__cause__:
-            with suppress(OSError):
-                traceback.print_exception(error.__cause__)
-        warn(error)
-        return 1
     except Stopped:
         return 128 + SIGNALS[0]
     except BrokenPipeError:  # nobody reads what it prints
         return 1
-    except OSError as error:
-        warn(f"cannot write: {error}")
-        return 1
-    except (SystemExit, KeyboardInterrupt) as error:
-        if options is None:  # --help
-            raise
-        warn(f"{type(error).__name__} in the environment")
+    except (TrainingError, OSError, KeyboardInterrupt) as error:
+        if error.__cause__:
+            say("".join(traceback.format_exception(error.__cause__)), "", sys.stderr)
+        warn(str(error) or f"{type(error).__name__} in the environment")
         return 1
     finally:
-        for number, stream in enumerate((sys.stdout, sys.stderr), 1):
-            with suppress(AttributeError, ValueError):  # where it is closed
-                try:
-                    stream.flush()
-                except OSError:  # Python would try, and fail, again
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+        for stream in sys.stdout, sys.stderr:
+            try:
+                stream.flush()
+            except (AttributeError, ValueError):  # it is closed
+                pass
+            except OSError:  # Python would try, and fail, again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 if __name__ == "__main__":
