@@ -398,6 +398,54 @@ def test_config_can_be_a_key():
     assert hash(a) == hash(b) and len({a, b, Config(env_kwargs={"a": 2}, hidden=[8])}) == 2
 
 
+def deep(levels):
+    return {"a": deep(levels - 1)} if levels else {}
+
+
+def of_itself():
+    kwargs = {}
+    kwargs["a"] = kwargs
+    return kwargs
+
+
+BAD_KWARGS = {
+    "a number as key": {1: 2},
+    "True as key": {True: 1},
+    "a number as key within": {"a": {"b": [{2: 3}]}},
+    "a tuple": {"a": (1, 2)},
+    "a tuple within": {"a": [{"b": (1,)}]},
+    "a set": {"a": {1}},
+    "a function": {"a": print},
+    "an object": {"a": object()},
+    "a module": {"a": json},
+    "bytes": {"a": b"x"},
+    "nan": {"a": float("nan")},
+    "nan within": {"a": [{"b": float("nan")}]},
+    "an array": {"a": np.zeros(2)},
+    "arrays within": {"a": [np.zeros(0), np.float32(1)]},
+    "too long a number": {"a": 10**5000},
+    "900 levels": deep(900),
+    "itself": of_itself(),
+    "a list": [1],
+    "a text": "a",
+}
+
+
+@pytest.mark.parametrize("kwargs", BAD_KWARGS.values(), ids=BAD_KWARGS)
+def test_config_refuses_env_kwargs_that_a_file_would_change(kwargs):
+    with pytest.raises(UsageError, match="env_kwargs"):
+        Config(env_kwargs=kwargs)
+
+
+def test_config_takes_env_kwargs_as_they_are_at_first():
+    kwargs = {"a": [1, -0.5, None, True, {"b": {"c": []}}], "d": "é\n", "e": {}}
+    config, before = Config(env_kwargs=kwargs), copy.deepcopy(kwargs)
+    assert config.env_kwargs == kwargs
+    kwargs["a"][4]["b"]["c"].append(2)
+    kwargs["d"] = 3
+    assert config.env_kwargs == config.replace(seed=1).env_kwargs == before
+
+
 # ---- replay ----
 
 
@@ -1747,6 +1795,209 @@ def test_env_made_to_look_at_is_closed():
     toys = Toys()
     ddpg.env_makers(Config(), toys)
     assert toys.made and not toys.open()
+
+
+def test_env_that_changes_its_arguments_changes_neither_the_next_nor_the_configuration():
+    got = []
+
+    def greedy(options, names=None):
+        got.append(copy.deepcopy((options, names)))
+        options["n"].append(len(got))
+        options["more"] = names
+        return Toy()
+
+    gym.register("Greedy-v0", greedy, max_episode_steps=10)
+    kwargs = {"options": {"n": [1]}, "names": [None]}
+    config = small(env="Greedy-v0", env_kwargs=kwargs, total_steps=40, **dict(eval_every=20))
+    run = run_for(config)
+    assert len(got) > 8 and all(each == ({"n": [1]}, [None]) for each in got)
+    assert config.env_kwargs == run.config.env_kwargs == {"options": {"n": [1]}, "names": [None]}
+
+
+ENDED = {  # what `terminated` may be: the truth of it, or None where it cannot be told
+    "np.bool_": (np.bool_(True), True),
+    "np.bool_ of False": (np.bool_(False), False),
+    "1": (1, True),
+    "0": (0, False),
+    "an int of NumPy": (np.int64(1), True),
+    "a bool array of no dimension": (np.array(True), True),
+    "two": (np.array([True, False]), None),
+    "two of one kind": (np.array([False, False]), None),
+    "none of them": (np.array([], bool), None),
+    "a list": ([True, True], None),
+    "None": (None, None),
+    "a text": ("False", None),
+    "an empty text": ("", None),
+    "nan": (np.nan, None),
+    "2": (2, None),
+    "-1": (-1, None),
+    "an object": (type("Odd", (), {"__repr__": lambda self: "an odd thing"})(), None),
+    "a dict": ({}, None),
+}
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+@pytest.mark.parametrize("value, truth", ENDED.values(), ids=ENDED)
+def test_env_ends_an_episode_with_true_or_false_only(value, truth, name):
+    def said(result):
+        return *result[:2], *((value, False) if name == "terminated" else (False, value)), {}
+
+    run = Training(small(total_steps=45), Toy(20, at=33, step=said))
+    if truth is None:
+        words = rf"{name} {re.escape(ddpg.one_line(repr(value)))} is neither .* at step 13"
+        with pytest.raises(EnvError, match=words):
+            list(run)
+        assert run.step == 32
+    else:
+        list(run)
+        assert run.episodes == (14 if truth else 1)
+        discount = stored(run, 33)[4][32].item()
+        assert discount == (0 if truth and name == "terminated" else pytest.approx(0.99))
+
+
+BEYOND = {  # what is wrong with a step: what is said of it
+    "complex reward": (dict(reward=lambda reward: 1j), "reward 1j"),
+    "complex reward of no imaginary part": (dict(reward=lambda r: np.complex64(1)), "reward"),
+    "text as reward": (dict(reward=lambda reward: "1.0"), "reward 1.0"),
+    "bytes as reward": (dict(reward=lambda reward: b"1"), "reward"),
+    "texts as observation": (dict(next_obs=lambda obs: ["0.1", "0.2"]), "observation"),
+    "array of texts": (dict(next_obs=lambda obs: obs.astype(str)), "observation"),
+    "complex observation": (dict(next_obs=lambda obs: obs + 0j), "observation"),
+    "complex first observation": (dict(first=lambda obs: obs + 0j), "observation"),
+    "times": (dict(next_obs=lambda obs: np.zeros(2, "M8[s]")), "observation"),
+    "observation beyond float32": (dict(next_obs=lambda obs: np.float64([1e39, 0])), "observation"),
+    "first beyond float32": (dict(first=lambda obs: [0, -1e300]), "observation"),
+    "reward beyond float32": (dict(reward=lambda reward: 1e39), r"R = 1e\+39"),
+    "reward far beyond it": (dict(reward=lambda reward: -1e308), r"R = -1e\+308"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("broken, words", BEYOND.values(), ids=BEYOND)
+def test_env_gives_real_numbers_of_float32_only(tmp_path, broken, words):
+    at = 0 if "first" in broken else 3
+    run = Training(small(total_steps=100), lambda: Toy(at=at, **broken))
+    with pytest.raises(EnvError, match=words) as error:
+        follow(run, ddpg.new_folder(tmp_path / "run"))
+    assert re.search("step .* episode", str(error.value))
+    assert run.buffer.rows[: len(run.buffer)].isfinite().all()
+    assert load(tmp_path / "run").meta["step"] == run.step
+
+
+def sound(path):
+    """Whether all numbers of a policy or a state are finite."""
+    arrays, _ = ddpg.read_npz(path)
+    return all(np.isfinite(arrays[name]).all() for name in arrays if name != "meta")
+
+
+@pytest.mark.parametrize("total, every", [(60, 0), (60, 20), (60, 60), (400, 0), (400, 100)])
+def test_env_rewards_that_make_learning_diverge_are_named(tmp_path, total, every):
+    config = Config(**SMALL | dict(eval_every=every), total_steps=total, eval_episodes=2)
+    save_each_episode()
+    with pytest.raises(
+        EnvError, match=r"has become (inf|nan|-inf), after step \d+, in episode \d+"
+    ):
+        begin(config, tmp_path / "run", lambda: Toy(reward=lambda reward: 1e30), until=None)
+    assert all(map(sound, (tmp_path / "run").rglob("*.npz")))
+    assert ddpg.resume(tmp_path / "run", Toy).step <= 50
+
+
+def test_env_learning_rates_that_diverge_are_named_on_the_command_line(tmp_path, capsys):
+    rates = "--actor-lr 1 --critic-lr 1 --tau 1 --gamma 1 --n-critics 2".split()
+    flags = "--total-steps 500 --learning-starts 50 --batch-size 8 --eval-every 0".split()
+    layers = ["--hidden", *["16"] * 12, "--quiet", "--out", str(tmp_path / "run")]
+    assert ddpg.main([*flags, *rates, *layers]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"(become|action) \[?-?(inf|nan).*step \d+.*episode", error), error
+    assert "--actor-lr" in error and error.count("\n") == 2
+    policies = [*(tmp_path / "run").rglob("*.npz")]
+    assert policies and all(map(sound, policies))
+
+
+class Odd(BaseException):
+    """Neither an Exception nor one that Python knows."""
+
+
+class Leaves(Toy):
+    """It calls hit(place) wherever ddpg.py calls or asks it."""
+
+    def __init__(self, hit):
+        self.hit = hit
+        hit("make")
+        super().__init__(10)
+
+    def reset(self, seed=None, options=None):
+        self.hit("reset")
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.hit("step")
+        return super().step(action)
+
+    def close(self):
+        self.hit("close")
+
+    def __getattribute__(self, name):
+        if name.endswith("_space"):
+            super().__getattribute__("hit")(name)
+        return super().__getattribute__(name)
+
+
+def raising(error, place, number):
+    """A function of a place that raises from the number-th time on."""
+    times = itertools.count(1)
+
+    def hit(where):
+        if where == place and next(times) >= number:
+            raise error
+
+    return hit
+
+
+LEAVING = [  # place, time, exit code: 2 before the training, 1 in it
+    ("make", 1, 2),
+    ("make", 2, 1),
+    ("make", 4, 1),
+    ("reset", 1, 1),
+    ("reset", 3, 1),
+    ("step", 1, 1),
+    ("step", 27, 1),
+    ("close", 1, 2),
+    ("close", 2, 1),
+    ("observation_space", 1, 2),
+    ("observation_space", 2, None),
+    ("observation_space", 3, 1),
+    ("observation_space", 4, 1),
+    ("action_space", 1, 2),
+    ("action_space", 2, None),
+    ("action_space", 3, 1),
+    ("action_space", 4, 1),
+]
+LEAVING_ERRORS = {
+    "sys.exit(0)": SystemExit(0),
+    "its own": Odd("bye"),
+    "OSError": PermissionError("bye"),
+}
+
+
+@pytest.mark.parametrize("error", LEAVING_ERRORS.values(), ids=LEAVING_ERRORS)
+@pytest.mark.parametrize("place, number, code", LEAVING)
+def test_env_may_raise_anything_anywhere(tmp_path, capsys, place, number, code, error):
+    hit = raising(error, place, number)
+    gym.register("Leaves-v0", lambda: Leaves(hit), max_episode_steps=10)
+    config = small(env="Leaves-v0", total_steps=60)
+    wanted = {1: EnvError, 2: UsageError, None: (EnvError, UsageError)}[code]
+    with pytest.raises(wanted, match=type(error).__name__) as found:
+        run = Training(config)
+        follow(run, ddpg.new_folder(tmp_path / "run"))
+    assert "cannot save" not in str(found.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["make", "reset", "step", "close"])
+def test_env_may_raise_keyboard_interrupt_which_passes(place):
+    hit = raising(KeyboardInterrupt(), place, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run_for(small(total_steps=100), lambda: Leaves(hit))
 
 
 # ---- evaluations ----
