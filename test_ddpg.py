@@ -2201,6 +2201,17 @@ def whole(tmp_path_factory):
     return folder
 
 
+TOY_RUN = small(total_steps=95, learning_starts=25, eval_every=40, eval_episodes=2)
+
+
+@pytest.fixture(scope="module")
+def whole_toy(tmp_path_factory):
+    """The folder of a run of nine and a half episodes of Toy that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole_toy") / "run"
+    train(TOY_RUN, Toy, out=folder)
+    return folder
+
+
 def test_train_twice_with_a_seed_is_byte_identical_and_with_another_is_not(tmp_path):
     for name, seed in ("a", 5), ("b", 5), ("c", 6):
         arguments = *QUICK, "--episodes", 1, "--seed", seed, "--out", tmp_path / name
@@ -2478,6 +2489,223 @@ def test_folder_is_of_one_training_at_a_time(tmp_path, capsys):
         assert ddpg.main(["--resume", str(folder), "--quiet"]) == 2
     assert "in use" in capsys.readouterr().err and contents(folder) == before
     assert ddpg.main(["--resume", str(folder), "--quiet", "--episodes", "1"]) == 0
+
+
+def leave(folder):
+    """Nothing in its place."""
+
+
+MOVED = {  # what comes in the place of a folder
+    "nothing": leave,
+    "an empty one": Path.mkdir,
+    "a file": Path.touch,
+    "a copy": lambda folder: shutil.copytree(folder.with_name("old"), folder),
+    "another run": lambda folder: begin(TOY_RUN, folder, Toy, until=20),
+}
+
+
+@needs_unix
+@pytest.mark.parametrize("come", MOVED.values(), ids=MOVED)
+def test_folder_that_is_moved_can_be_resumed_and_nothing_is_written_in_its_place(
+    tmp_path, whole_toy, come
+):
+    folder, old = tmp_path / "run", tmp_path / "old"
+    save_each_episode()
+    with pytest.raises(ddpg.TrainingError, match=f"{folder} has been moved"):
+        for run in ddpg.record(Training(TOY_RUN, Toy), ddpg.new_folder(folder)):
+            if run.step == 65:
+                folder.rename(old)
+                come(folder)
+                before = contents(tmp_path)
+    assert contents(tmp_path) == before and run.step == 70
+    assert ddpg.resume(old, Toy).step == 60
+    go_on(old, Toy)
+    assert_same(whole_toy, old)
+
+
+@needs_unix
+def test_folder_that_is_moved_ends_a_training_on_the_command_line(tmp_path, whole):
+    folder, old, log = (tmp_path / name for name in ("run", "old", "log"))
+
+    def child():
+        save_each_episode()
+        at = PendulumEnv, "step", 2 * 3 * 200 + 450
+        before_call(lambda: (folder.rename(old), folder.mkdir()), *at)
+        return ddpg.main([*QUICK, "--quiet", "--out", str(folder)])
+
+    assert exit_code(in_a_child(child, log)) == 1
+    assert "has been moved" in log.read_text() and log.read_text().count("\n") == 1
+    assert not list(folder.iterdir())
+    go_on(old)
+    assert_same(whole, old)
+
+
+@needs_unix
+def test_folder_that_is_moved_may_be_linked_to(tmp_path, whole_toy):
+    folder, old = tmp_path / "run", tmp_path / "old"
+    save_each_episode()
+    with closing(ddpg.record(Training(TOY_RUN, Toy), ddpg.new_folder(folder))) as steps:
+        for run in steps:
+            if run.step == 25:
+                folder.rename(old)
+                folder.symlink_to(old)
+    assert_same(whole_toy, old)
+
+
+def test_folder_takes_no_run_but_the_one_that_it_is_of(tmp_path):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    stale, fresh = ddpg.resume(folder, Toy), Training(TOY_RUN, Toy)
+    go_on(folder, Toy, until=40)
+    before = contents(folder)
+    for run in stale, fresh:
+        with pytest.raises(UsageError, match="not this run's"):
+            next(ddpg.record(run, folder))
+        assert contents(folder) == before
+    assert go_on(folder, Toy).step == 95
+
+
+def test_folder_takes_a_run_twice_if_none_came_between(tmp_path, whole_toy):
+    save_each_episode()
+    run = Training(TOY_RUN, Toy)
+    ddpg.new_folder(tmp_path / "run")
+    for _ in range(2):
+        for _ in ddpg.record(run, tmp_path / "run"):
+            if run.step == 25:
+                run.stop = True
+        run.stop = False
+    assert_same(whole_toy, tmp_path / "run")
+
+
+def test_folder_keeps_the_users_own_files(tmp_path, whole_toy):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    names = "notes.tmp", "state.npz.tmp", "last.npz.tmp", "tmp", "policies/a.tmp", "b.tmp/c"
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "best.npz.tmp").mkdir()
+    go_on(folder, Toy)
+    assert [(folder / name).read_text() for name in names] == [*names]
+    assert (folder / "best.npz.tmp").is_dir()
+    assert_same(whole_toy, folder)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_folder_that_is_read_only_is_refused_at_once(tmp_path, monkeypatch, first):
+    """As root may write everywhere, opening fails by hand."""
+    save_each_episode()
+    folder = tmp_path / "run"
+    if first:
+        run = Training(TOY_RUN, Toy)
+        ddpg.new_folder(folder)
+    else:
+        run = ddpg.resume(begin(TOY_RUN, folder, Toy, until=20), Toy)
+    before, opened = contents(folder), open
+
+    def refusing(path, mode="r", *args, **kwargs):
+        if "r" not in mode and folder in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    with pytest.raises(UsageError, match="cannot write to .*Permission denied"):
+        next(ddpg.record(run, folder))
+    assert contents(folder) == before
+
+
+def test_folder_gets_no_more_bytes_the_more_episodes_there_were(tmp_path, monkeypatch):
+    """Episodes of one step, of a millisecond each; 9 evaluations come and no state is due."""
+
+    def written(earlier):
+        now, sizes = [1000.0], []
+        clock = type("clock", (), {"perf_counter": staticmethod(lambda: now[0])})
+        monkeypatch.setattr(ddpg, "time", clock)
+        run = Training(small(total_steps=10_000, learning_starts=10_000, eval_every=100), Toy)
+        now[0] += 1
+        run.tables["episodes.csv"] = ["a header\n", *["1,2,3,4,5,6\n"] * earlier]
+        run.make_env, run.make_eval_env = (partial(Toy, 1),) * 2
+        folder = ddpg.new_folder(tmp_path / str(earlier))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
+            for _ in ddpg.record(run, folder):
+                now[0] += 0.001
+                if run.step == 1099:
+                    sizes.clear()
+                if run.step == 2000:
+                    assert run.episodes == 2000 and len(sizes) >= 9
+                    return sum(sizes)
+
+    few, many = written(0), written(100_000)
+    assert few == many
+
+
+class Wanders(Toy):
+    """It changes the working folder, as it is made and in each step."""
+
+    elsewhere = None
+
+    def __init__(self):
+        super().__init__()
+        os.chdir(self.elsewhere)
+
+    def step(self, action):
+        os.chdir(self.elsewhere)
+        return super().step(action)
+
+
+@needs_unix
+@pytest.mark.parametrize("by", ["train", "command"])
+def test_folder_is_where_it_was_named_whatever_the_working_folder_becomes(
+    tmp_path, monkeypatch, by
+):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir(), elsewhere.mkdir()
+    monkeypatch.setattr(Wanders, "elsewhere", elsewhere)
+    monkeypatch.chdir(here)
+    if by == "train":
+        train(small(total_steps=60, eval_every=30), Wanders, out="a/run")
+    else:
+        gym.register("Wanders-v0", Wanders, max_episode_steps=10)
+        monkeypatch.setitem(sys.modules, "wanders", type(sys)("wanders"))
+        flags = "--learning-starts 50 --hidden 16 --eval-every 30 --episodes 1".split()
+        flags += ["--env", "wanders:Wanders-v0"]
+        result = command(*flags, "--total-steps", 60, "--out", "a/run", cwd=here)
+        assert result.returncode == 0, result.stderr
+        assert "--eval a/run" in result.stdout
+        more = "--total-steps", 90, "--env", "wanders:Wanders-v0", "--episodes", 1
+        assert command("--resume", "a/run", *more, cwd=here).returncode == 0
+    assert list(elsewhere.iterdir()) == [] and [path.name for path in here.iterdir()] == ["a"]
+    run = ddpg.resume(here / "a" / "run", Wanders if by == "train" else "wanders:Wanders-v0")
+    assert run.step == (60 if by == "train" else 90) and policies_in(here / "a" / "run")
+
+
+@needs_unix
+def test_folder_is_not_kept_by_a_process_that_the_environment_forked(tmp_path, whole_toy):
+    """It sleeps on when the training has been killed."""
+    folder, pids = tmp_path / "run", tmp_path / "pids"
+    save_each_episode()
+
+    def child():
+        def fork():
+            worker = os.fork()
+            if not worker:
+                signal.alarm(60)
+                signal.pause()
+                os._exit(0)
+            pids.write_text(str(worker))
+
+        before_call(fork, Toy, "__init__", 7)
+        before_call(lambda: os.kill(os.getpid(), signal.SIGKILL), Toy, "step", 75)
+        begin(TOY_RUN, folder, Toy, until=None)
+
+    assert exit_code(in_a_child(child)) == -signal.SIGKILL
+    worker = int(pids.read_text())
+    try:
+        go_on(folder, Toy)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert_same(whole_toy, folder)
 
 
 # ---- resuming ----
