@@ -23,6 +23,7 @@ Chapters, in this order; before them, toy environments, small settings and helpe
     test_learn_       learning, most of it slow
 """
 
+import contextlib
 import copy
 import dataclasses
 import io
@@ -3125,6 +3126,206 @@ def test_resume_and_eval_heed_threads_and_device(tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="cannot be resumed.*CUDA"):
             ddpg.resume(folder)
+
+
+@needs_unix
+@pytest.mark.parametrize("call", [1, 2])
+@pytest.mark.parametrize("left", [0, 5000])
+def test_resume_from_the_state_before_outlives_a_death_in_its_first_save(
+    tmp_path, whole_toy, left, call
+):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=40)
+    state, previous = folder / "state.npz", folder / "state.previous.npz"
+    os.truncate(state, left)
+    before = previous.read_bytes()
+
+    def child():
+        write = ddpg.write
+
+        def deadly_write(path, *args, **kwargs):
+            if path == state:
+                before_call(lambda: os._exit(9), os, "replace", call)
+            write(path, *args, **kwargs)
+
+        ddpg.write = deadly_write
+        go_on(folder, Toy)
+
+    assert exit_code(in_a_child(child)) == 9
+    assert previous.read_bytes() == before
+    go_on(folder, Toy)
+    assert_same(whole_toy, folder)
+
+
+def test_resume_after_run_stop_is_byte_identical(tmp_path, whole_toy):
+    folder, steps = ddpg.new_folder(tmp_path / "run"), []
+    for run in ddpg.record(Training(TOY_RUN, Toy), folder):
+        steps.append(run.step)
+        run.stop |= run.step in (33, 35)
+    assert steps == [*range(41)] and run.episode is None and run.evaluation
+    assert load(folder / "last.npz").meta["step"] == state_of(folder)[1]["step"] == 40
+    for run in ddpg.record(ddpg.resume(folder, Toy), folder):
+        run.stop |= run.step == 50  # between two episodes: at once
+    assert run.step == 50
+    go_on(folder, Toy)
+    assert_same(whole_toy, folder)
+
+
+def test_resume_after_a_loop_that_a_script_left(tmp_path, whole):
+    """At the level of a module, where nothing closes what it iterated over."""
+    script = f"""
+import ddpg
+ddpg.SAVE_EVERY, ddpg.SAVE_SHARE = 0.0, 1e9
+config = ddpg.Config.preset(**{SHORT})
+ddpg.tune(config)
+steps = ddpg.record(ddpg.Training(config), ddpg.new_folder("run"))
+for run in steps:
+    if run.step == 450:
+        break
+print(run.step)
+"""
+    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "450\n", "")
+    assert ddpg.resume(tmp_path / "run").step == 400
+    go_on(tmp_path / "run")
+    assert_same(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["step", "make", "update"])
+def test_resume_is_the_only_way_on_after_an_interrupt_within_a_step(tmp_path, monkeypatch, place):
+    hit = raising(KeyboardInterrupt(), place, 30)
+    monkeypatch.setattr(Agent, "measure", lambda *_: hit("update"))
+    monkeypatch.setattr(Agent, "MEASURE_EVERY", 2)
+    run = Training(small(total_steps=400), lambda: Leaves(hit))
+    folder = ddpg.new_folder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        for _ in ddpg.record(run, folder):
+            pass
+    before, step = contents(folder), run.step
+    for steps in iter(run), ddpg.record(run, folder):
+        with pytest.raises(RuntimeError, match="resume"):
+            next(steps)
+    assert run.step == step and policies_in(folder)
+    assert {**contents(folder), **before} == contents(folder)
+
+
+def test_resume_imports_nothing_that_a_state_names(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
+    folder = begin(PENDULUM_RUN, tmp_path / "run")
+    arrays, meta = state_of(folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in "evil:Pendulum-v1", "evil:evil:Pendulum-v1", "evil:", ":evil", "evil/a:b-v0":
+        config = meta["config"] | {"env": name}
+        ddpg.write_npz(folder / "state.npz", arrays, **meta | {"config": config})
+        result = command("--resume", "run", cwd=tmp_path)
+        assert result.returncode == 2 and "--env" in result.stderr, result.stderr
+        for more in {}, {"total_steps": 800}:
+            with pytest.raises(UsageError):
+                ddpg.resume(folder, **more)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_resume_with_the_module_that_the_user_names_goes_on(tmp_path):
+    shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
+    own, short = ("--env", "regulator:Regulator-v0"), ("--eval-every", 0, "--hidden", 8)
+    flags = *own, *short, "--total-steps", 200, "--learning-starts", 150, "--quiet", "--out", "run"
+    assert command(*flags, "--episodes", 1, cwd=tmp_path).returncode == 0
+    more = "--resume", "run", "--total-steps", 250, "--episodes", 1
+    result = command(*more, cwd=tmp_path)
+    assert result.returncode == 2 and "regulator:Regulator-v0 by --env" in result.stderr
+    result = command(*more, *own, cwd=tmp_path)
+    assert result.returncode == 0 and "Done after 250 steps" in result.stdout
+
+
+def paths_in(tree, path=()):
+    """Those of all values in a tree of dicts and lists."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from paths_in(value, (*path, key))
+
+
+JUNK = [None, True, -1, 0, 1, 3, 10**9, 2**63, 10**400, 1e308, -0.5, 1e-9, np.nan, np.inf, ""]
+JUNK += ["x", "x" * 3000, "a\nb\nc\nd\ne", "\x1b[2J", "cuda:0", "evil:Env-v0", "__tensor__", [], {}]
+JUNK += [[[]], [None], [1e9] * 3, {"x": []}, {"0": {}}, {"__tensor__": "rows"}, {"__tensor__": []}]
+
+
+def states(meta, count):
+    """Those with something wrong in each part, or by chance nothing: dropped, replaced, moved."""
+    rng, paths = np.random.default_rng(0), list(paths_in(meta))
+    for i in range(count):
+        path, changed = paths[i % len(paths)], copy.deepcopy(meta)
+        *way, last = path
+        part = changed
+        for key in way:
+            part = part[key]
+        if i < len(paths) and isinstance(part, dict):
+            del part[last]
+        elif rng.random() < 0.9:
+            part[last] = JUNK[rng.integers(len(JUNK))]
+        else:
+            found = meta
+            for key in paths[rng.integers(len(paths))]:
+                found = found[key]
+            part[last] = copy.deepcopy(found)
+        yield path, changed
+
+
+def resume_tampered_states(folder, count):
+    """To be run in a process of its own, as threads stay."""
+    import resource
+
+    arrays, meta = state_of(folder)
+    original, path, gone, failed = (folder / "state.npz").read_bytes(), folder / "state.npz", [], []
+    os.fsync = lambda file: None
+    resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
+    for where, changed in states(meta, count):
+        ddpg.write_npz(path, arrays, **changed)
+        said = io.StringIO()
+        sys.stderr = said
+        value = changed
+        with contextlib.suppress(KeyError, IndexError):
+            for key in where:
+                value = value[key]
+            where += (repr(value)[:40],)
+        try:
+            run = ddpg.resume(folder)
+            last = run.step + 3
+            for _ in ddpg.record(run, folder):
+                if run.step >= last:
+                    break
+            gone.append(run.step)
+        except (UsageError, EnvError) as error:
+            ddpg.warn(error)
+        except BaseException as error:
+            failed.append((where, error))
+        finally:
+            sys.stderr = sys.__stderr__
+        lines = said.getvalue().splitlines()
+        if len(lines) > 4 or not all(line.isprintable() and len(line) <= 200 for line in lines):
+            failed.append((where, lines))
+        for name in "state.npz", "state.previous.npz":
+            (folder / name).unlink(missing_ok=True)
+    path.write_bytes(original)
+    assert ddpg.resume(folder).step == meta["step"]
+    assert not failed, "\n".join(map(str, [len(failed), *failed]))
+    print(f"{len(gone)} of {count} went on all the same")
+
+
+@needs_unix
+def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path, count=450):
+    config = Config.preset(**SHORT | dict(total_steps=90, learning_starts=25, eval_every=40))
+    config = config.replace(hidden=(8,), batch_size=4, max_episode_steps=20, eval_episodes=1)
+    save_each_episode()
+    folder = begin(config.replace(noise_sigma_end=0.1), tmp_path / "run", until=40)
+    assert state_of(folder)[1]["evaluation"]
+    child = in_a_child(lambda: resume_tampered_states(folder, count), tmp_path / "log")
+    code, text = exit_code(child, 120), (tmp_path / "log").read_text()
+    assert code == 0, text
+    print(text)
 
 
 # ---- policy files ----
