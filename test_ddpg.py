@@ -43,6 +43,7 @@ import threading
 import time
 import traceback
 import types
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -2376,11 +2377,6 @@ def test_folder_state_is_saved_more_seldom_as_the_run_grows(tmp_path, monkeypatc
 
 @needs_unix
 def test_folder_state_is_written_without_a_copy_of_the_replay(tmp_path):
-    import resource
-
-    def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     def child():
         config = Config(**SMALL, total_steps=100, buffer_size=2**20)
         run = Training(config, lambda: Toy(obs=lambda t: [0.0] * 15))
@@ -3328,6 +3324,50 @@ def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path
     print(text)
 
 
+def resume_hostile_states(folder, named):
+    """To be run in a process of its own, whose memory is measured."""
+    before, at_first, wrong = contents(folder), peak(), []
+    for path, word in named:
+        os.replace(path, folder / "state.npz")
+        try:
+            with an_instant(path, at_first):
+                ddpg.resume(folder)
+            if word is not None:
+                wrong.append((path, "was accepted"))
+        except UsageError as error:
+            if (word or "") not in str(error):
+                wrong.append((path, error))
+        except Exception as error:
+            wrong.append((path, error))
+    os.unlink(folder / "state.npz")
+    for path, data in before.items():
+        path.write_bytes(data)
+    assert not wrong, "\n".join(map(repr, wrong))
+
+
+@needs_unix
+def test_resume_refuses_hostile_states_in_an_instant(tmp_path):
+    folder, more = begin(TOY_RUN.replace(env="Pendulum-v1"), tmp_path / "run"), tmp_path / "more"
+    more.mkdir()
+    arrays, meta = state_of(folder)
+    named = list(hostile(more, arrays, meta))
+    headers = {
+        "void": npy_header((6,) * 20, "|V0"),
+        "huge": npy_header((10**5, 10**6)),
+        "object": npy_header((3,), "|O"),
+        "text": np.array(["x"] * 3),
+        "time": np.zeros(3, "M8[s]"),
+        "header": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 1000,
+        "none": b"",
+    }
+    for key in arrays:
+        for kind, header in headers.items():
+            path = archive_of(more / f"{key} {kind}.npz", arrays | {key: header}, json.dumps(meta))
+            named.append((path, None if ".csv" in key else ""))  # of which any bytes are a text
+    child = in_a_child(lambda: resume_hostile_states(folder, named), tmp_path / "log")
+    assert exit_code(child) == 0, (tmp_path / "log").read_text()
+
+
 # ---- policy files ----
 
 
@@ -3372,6 +3412,108 @@ class Evil:
         return open, ("executed", "w")
 
 
+def archive_of(path, arrays, meta, compression=zipfile.ZIP_STORED):
+    """A file of arrays, or what stands for them, in bytes, and of a text or another array."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for key, array in {"meta": np.array(meta), **arrays}.items():
+            with file.open(f"{key}.npy", "w") as member:
+                if isinstance(array, bytes):
+                    member.write(array)
+                else:
+                    np.lib.format.write_array(member, np.asarray(array))
+    return path
+
+
+def with_members(path, *members, sparse=0):
+    """More members, as (name, bytes), in an archive; the last is `sparse` bytes longer, of 0."""
+    with zipfile.ZipFile(path, "a") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there already
+        for name, data in members:
+            with file.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+                if sparse and (name, data) == members[-1]:
+                    file.fp.seek(sparse - 1, os.SEEK_CUR)
+                    file.fp.write(b"\0")
+                    member._file_size += sparse
+    return path
+
+
+def with_directory(path, zip64="", names=150_000):
+    """An archive with very many empty members, in a directory as of zip64, if asked for.
+
+    Small: the old record has another size. Apart: the new one is not just before its locator.
+    """
+    data = path.read_bytes()
+    count, size, offset = struct.unpack("<HLL", data[-12:-2])
+    fields = struct.pack("<6H3L5H2L", 20, 20, 0, 0, 0, 33, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0)
+    more = [b"PK\1\2" + fields + b"%07d.npy" % i for i in range(names)]
+    directory, total = data[offset : offset + size] + b"".join(more), count + names
+    end = offset + len(directory)
+    sizes = struct.pack("<4Q", total, total, len(directory), offset)
+    record = b"PK\6\6" + struct.pack("<QHHLL", 44, 45, 45, 0, 0) + sizes
+    locator = b"PK\6\7" + struct.pack("<LQL", 0, end, 1)
+    apart = b"apart" * (zip64 == "apart")
+    if apart:
+        record = record[:4] + struct.pack("<Q", 44 + len(apart)) + record[12:]
+    old = (min(total, 2**16 - 1),) * 2 + (size if zip64 else len(directory), offset)
+    tail = b"PK\5\6\0\0\0\0" + struct.pack("<HHLLH", *old, 0)
+    zip64 = record + apart + locator if zip64 else b""
+    path.write_bytes(data[:offset] + directory + zip64 + tail)
+    return path
+
+
+def hostile(folder, arrays, meta):
+    """Archives of these arrays that take long to read: paths, and a word of what is said."""
+    text, cut = json.dumps(meta), json.dumps(meta)[:100]
+    metas = {
+        "void": npy_header((6,) * 20, "|V0"),
+        "voids": npy_header((6,) * 20, "|V1"),
+        "structured": np.zeros((), [("a", "U9"), ("b", "i4", (1000, 1000))]),
+        "texts": np.array([text]),
+        "many texts": np.array([cut] * 10_000),
+        "no texts": np.zeros((0,), "U9"),
+        "bytes": np.array(text.encode()),
+        "number": np.array(1.0),
+        "endless text": npy_header((), "<U1000000000"),
+        "long text": npy_header((), f"<U{2**22}") + bytes(2**24),
+        "long junk": text + " " * 2**22,
+        "infinite text": npy_header((), "<U0"),
+        "list": np.array("[]"),
+        "scalar": np.array("1"),
+        "wide": np.array("[" + "{}," * 10**6 + "{}]"),
+    }
+    words = {
+        "long text": "too long",
+        "long junk": "too long",
+        "texts": "no text",
+        "void": "no text",
+    }
+    for name, value in metas.items():
+        yield archive_of(folder / f"meta {name}.npz", arrays, value), words.get(name, "")
+
+    def whole(name):
+        return archive_of(folder / f"{name}.npz", arrays, text)
+
+    yield with_directory(whole("crowd")), "too many"
+    for kind in "zip64", "apart":
+        yield with_directory(whole(kind), kind), ""
+    key = next(iter(arrays))
+    for name in key, "meta":
+        yield with_members(whole(f"twice {name}"), (f"{name}.npy", b"")), "one name"
+    for name in "x.npy", "x":
+        path = whole(f"sparse {name}")
+        yield with_members(path, (name, npy_header((6 << 28,))), sparse=6 << 30), "arrays"
+    some = {name: array for name, array in arrays.items() if name != key}
+    path = archive_of(folder / "sparse array.npz", some, text)
+    header = npy_header((6 << 28,))
+    yield with_members(path, (f"{key}.npy", header), sparse=6 << 30), "arrays"
+    with zipfile.ZipFile(folder / "sparse meta.npz", "w"):
+        pass
+    header = npy_header((), f"<U{6 << 28}")
+    path = with_members(folder / "sparse meta.npz", ("meta.npy", header), sparse=6 << 30)
+    yield path, "too long"
+
+
 def junk(folder, good):
     """Files that are no policies: paths, and a word of what is said of each ("" if it is sound)."""
     data = good.read_bytes()
@@ -3383,14 +3525,7 @@ def junk(folder, good):
     def archive(name, members=None, compression=zipfile.ZIP_STORED, config=None, **changed):
         """A file with some arrays, values of config or of meta changed."""
         text = json.dumps(meta | {"config": meta["config"] | (config or {})} | changed)
-        with zipfile.ZipFile(folder / name, "w", compression) as file:
-            for key, array in {**arrays, "meta": np.array(text), **(members or {})}.items():
-                with file.open(f"{key}.npy", "w") as member:
-                    if isinstance(array, bytes):
-                        member.write(array)
-                    else:
-                        np.lib.format.write_array(member, np.asarray(array))
-        return folder / name
+        return archive_of(folder / name, {**arrays, **(members or {})}, text, compression)
 
     # No archive at all
     texts = dict(empty=b"", hello=b"hello", short=data[:500], half=data[: len(data) // 2])
@@ -3420,6 +3555,8 @@ def junk(folder, good):
         file.filelist += [file.getinfo(f"{key}.npy")] * 2_000
         file._didModify = True
     yield again, "compressed"
+    (folder / "hostile").mkdir()
+    yield from hostile(folder / "hostile", arrays, meta)
     # Arrays and values that do not make a policy
     with zipfile.ZipFile(folder / "bare.npz", "w") as file, file.open("meta.npy", "w") as member:
         np.lib.format.write_array(member, np.array("{}"))
@@ -3488,14 +3625,22 @@ FORBIDDEN = set(
 )
 
 
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextlib.contextmanager
+def an_instant(what, at_first):
+    """In which little time is taken, and no more than a little memory since it was `at_first`."""
+    began = time.process_time()
+    yield
+    took = time.process_time() - began, (peak() - at_first) / 1e6
+    assert took[0] < 1 and took[1] < 256, (what, took)
+
+
 def load_hostile_files(good, named, count):
     """To be run in a process of its own, as an audit hook stays."""
-    import resource
-
     events, loaded = [], 0
-
-    def memory():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def hook(event, args):
         writing = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)
@@ -3504,18 +3649,17 @@ def load_hostile_files(good, named, count):
 
     def attempt(path, word=""):
         nonlocal loaded
-        began = time.process_time()
-        try:
-            policy = load(path)
-            assert not word, path
-            loaded += 1
-            ddpg.env_maker_of(policy)
-        except UsageError as error:
-            text = str(error)
-            assert word in text and text.count("\n") < 3 and len(text) < 600, text
-        assert time.process_time() - began < 1 and memory() - at_first < 256e6, path
+        with an_instant(path, at_first):
+            try:
+                policy = load(path)
+                assert not word, path
+                loaded += 1
+                ddpg.env_maker_of(policy)
+            except UsageError as error:
+                text = str(error)
+                assert word in text and text.count("\n") < 3 and len(text) < 600, (path, text)
 
-    at_first = memory()
+    at_first = peak()
     attempt(good)
     for path, word in named:  # unhooked, as the libraries import some parts when first needed
         attempt(path, word)
