@@ -33,6 +33,7 @@ import os
 import pickle
 import re
 import select
+import shlex
 import shutil
 import signal
 import struct
@@ -223,9 +224,14 @@ def in_a_child(work, output=os.devnull, errors=None, timeout=120):
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            for stream in sys.stdout, sys.stderr:
+                if stream:
+                    stream.flush()
+        except OSError:
+            code = 120  # as Python has it
+        finally:
+            os._exit(code)
 
 
 def exit_code(pid, timeout=60):
@@ -1509,6 +1515,39 @@ def test_agent_begins_as_its_seed_says_whatever_draws(monkeypatch, draw):
     assert not unlike(first, numbers(an_agent()))
 
 
+def parameters_of(name):
+    return lambda agent: agent.flat[name].data
+
+
+def moments_of(agent):
+    """Tensors that an optimizer has beside the parameters."""
+    for name in "actor_optimizer", "critic_optimizer":
+        for tensors in getattr(agent, name).state_dict()["state"].values():
+            yield from ((name, key, x) for key, x in tensors.items() if torch.is_tensor(x))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_agent_says_where_it_has_diverged(make, value):
+    agent = stir(an_agent())
+    if make:
+        agent.actor_optimizer = make(agent.actor.parameters())
+        agent.critic_optimizer = make(agent.critic.parameters())
+    agent.check_finite()
+    learn(agent, 4)
+    agent.check_finite()
+    held = [(name, "parameters", flat.data) for name, flat in agent.flat.items()]
+    held += moments_of(agent)
+    assert len(held) > 4 or make is OPTIMIZERS["plain SGD"]
+    for name, key, tensor in held:
+        last, rest = tensor.view(-1)[-1:], tensor.clone()
+        last.fill_(value)
+        with pytest.raises(FloatingPointError, match=f"{key} of the {name} has become {value}"):
+            agent.check_finite()
+        tensor.copy_(rest)
+    agent.check_finite()
+
+
 # ---- train ----
 
 
@@ -1701,6 +1740,25 @@ def test_train_tables_and_files_take_numbers_that_are_not_pythons(kind, tmp_path
     ddpg.write_npz(tmp_path / "file.npz", {}, evaluation={"mean": number}, step=np.int64(2))
     meta = ddpg.read_npz(tmp_path / "file.npz")[1]
     assert meta["step"] == 2 and meta["evaluation"]["mean"] == pytest.approx(0.123456789)
+
+
+def test_train_says_if_threads_from_before_keep_denormals(tmp_path):
+    """Those do that were made before it was tuned, as two of the four here."""
+    script = """
+import sys, torch, ddpg
+numbers = torch.rand(2**22)
+for threads in 2, 2, 1:
+    ddpg.tune(ddpg.Config(), threads)
+    (numbers * numbers).sum()
+print("tuned first", file=sys.stderr)
+torch.set_flush_denormal(False)
+torch.set_num_threads(4)
+(numbers * numbers).sum()
+ddpg.tune(ddpg.Config(), 4)
+"""
+    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    first, second = result.stderr.splitlines()
+    assert first == "tuned first" and second.startswith("ddpg.py: torch had threads before")
 
 
 # ---- environments ----
@@ -3349,6 +3407,7 @@ def resume_hostile_states(folder, named):
 def test_resume_refuses_hostile_states_in_an_instant(tmp_path):
     folder, more = begin(TOY_RUN.replace(env="Pendulum-v1"), tmp_path / "run"), tmp_path / "more"
     more.mkdir()
+    (folder / "state.previous.npz").unlink(missing_ok=True)
     arrays, meta = state_of(folder)
     named = list(hostile(more, arrays, meta))
     headers = {
@@ -3774,6 +3833,7 @@ REFUSED = """
     --resume . | not the folder of a run
     --resume= | need a name
     --out= | need a name
+    --hidden 16384 16384 16384 16384 | gigabytes
 """
 
 
@@ -4114,6 +4174,269 @@ def test_command_help_shows_each_flag_and_the_presets():
         assert f.metadata["help"].split()[0] in text
     for env in PRESETS:
         assert env in text
+
+
+def lines_of(capsys):
+    """What was said of bad input: exit code 2 is for a person, who reads at most three lines."""
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert 0 < len(lines) <= 3 and max(map(len, lines)) <= 200, lines
+    assert out == "" and "Traceback" not in err
+    return lines
+
+
+LONG = {
+    "300": "x" * 300,
+    "5000": "x" * 5000,
+    "long path": "/".join(["x" * 99] * 60),
+    "words": "x y " * 2000,
+    "lines": "x\n" * 2500,
+    "returns": "x\r\n" * 300,
+    "format": "{x} %s %(prog)s {" * 30,
+    "module": "x:" + "y" * 5000,
+    "version": "x" * 5000 + "-v0",
+}
+LONG_FLAGS = (
+    "--eval --resume --out --env --env-kwargs --seed --hidden --algo --device --nope".split()
+)
+
+
+@pytest.mark.parametrize("flag", [*LONG_FLAGS, ""])
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_command_refuses_long_names_in_three_short_lines(tmp_path, monkeypatch, capsys, flag, text):
+    monkeypatch.chdir(tmp_path)
+    assert ddpg.main([*QUICK, *([flag] if flag else []), text]) == 2
+    lines_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+KWARGS = '{"a":NaN}', '{"a":%s}' % ("9" * 5000), "[" * 900 + "]" * 900, "[" * 10**5, "{" * 10**5
+KWARGS += '{"a":' + KWARGS[2] + "}", '{"a":[{"b":NaN}]}'
+
+
+@pytest.mark.parametrize("text", KWARGS, ids=lambda text: f"{text[:9]} of {len(text)}")
+def test_command_refuses_env_kwargs_that_are_no_json_of_a_file(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.chdir(tmp_path)
+    assert ddpg.main(["--env-kwargs", text]) == 2
+    assert re.search("env.kwargs", lines_of(capsys)[0]) and not list(tmp_path.iterdir())
+
+
+def test_command_evaluates_without_running_files_of_the_working_folder(tmp_path):
+    policy_file(tmp_path / "lander.npz", 8, (-1, -1), (1, 1), "LunarLanderContinuous-v3")
+    for name in "swig_runtime_data4", "jax", "mujoco", "pygame", "Box2D", "numpy", "sitecustomize":
+        (tmp_path / f"{name}.py").write_text(f"open({name!r} + '.executed', 'w')")
+    result = command("--eval", "lander.npz", "--episodes", 1, "--json", cwd=tmp_path, fresh=True)
+    assert result.returncode == 0 and json.loads(result.stdout)["episodes"] == 1, result.stderr
+    assert not list(tmp_path.glob("*executed"))
+
+
+HINTS = "-x", "--help", "it's", "~"
+
+
+@needs_unix
+@pytest.mark.parametrize("name", HINTS)
+def test_command_prints_commands_that_work_when_copied(tmp_path, name):
+    """Also those of a run that was stopped, in an environment of one's own."""
+    shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
+    flags = (
+        "--env regulator:Regulator-v0 --total-steps 200 --learning-starts 150 --hidden 8".split()
+    )
+    out = tmp_path / "out"
+
+    def child():
+        os.chdir(tmp_path)
+        before_call(lambda: os.kill(os.getpid(), signal.SIGTERM), Training, "advance", 50)
+        return ddpg.main([*flags, "--eval-every", "0", f"--out={name}"])
+
+    assert exit_code(in_a_child(child, out)) == 143
+
+    def last_but(i, text):
+        """The words of a printed command."""
+        python, file, *words = shlex.split(text.splitlines()[-1 - i])
+        assert (python, file) == ("python", "ddpg.py" if words[0].startswith("--") else "viewer.py")
+        return words
+
+    result = command(*last_but(0, out.read_text()), "--episodes", 1, cwd=tmp_path)
+    assert result.returncode == 0 and "Done after 200 steps" in result.stdout, result.stderr
+    evaluation, shown = last_but(1, result.stdout), last_but(0, result.stdout)
+    result = command(*evaluation, "--episodes", 1, cwd=tmp_path)
+    assert result.returncode == 0 and "over 1 test episodes" in result.stdout, result.stderr
+    assert (tmp_path / shown[0] / "best.npz").exists() or (
+        tmp_path / shown[0] / "last.npz"
+    ).exists()
+    assert sorted(
+        path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"
+    ) == [name]
+
+
+STOPS = {  # steps of all environments until a signal comes, and after it, and whether it resumes
+    "the first evaluation": (300, 0, True),
+    "a later evaluation": (1200, 0, True),
+    "the training": (700, 100, True),
+    "the final test": (2550, 0, False),
+    "--eval": (50, 0, False),
+}
+DEAF = [(place, signal.SIGINT, 130) for place in STOPS]
+DEAF += [(place, signal.SIGTERM, 143) for place in ("a later evaluation", "--eval")]
+
+
+@needs_unix
+@pytest.mark.parametrize("place, number, code", DEAF)
+def test_command_lets_no_signal_be_an_exception_in_the_environment(
+    tmp_path, whole, place, number, code
+):
+    """One that swallows whatever is raised in its step, or makes another error of it."""
+    log, folder = tmp_path / "log", tmp_path / "run"
+    at, more, resumes = STOPS[place]
+    step, steps, raised = PendulumEnv.step, itertools.count(1), []
+
+    def deaf(env, action):
+        try:
+            if next(steps) == at:
+                os.kill(os.getpid(), number)
+                for _ in range(1000):
+                    pass
+        except BaseException as error:
+            raised.append(error)
+            if number == signal.SIGINT:
+                raise TypeError("another") from None
+        return step(env, action)
+
+    def child():
+        save_each_episode()
+        PendulumEnv.step = deaf
+        flags = ["--eval", str(whole)] if place == "--eval" else [*QUICK, "--out", str(folder)]
+        code = ddpg.main([*flags, "--episodes", "5"])
+        assert not raised and at + more <= next(steps) - 1 <= at + more + 1
+        return code
+
+    assert exit_code(in_a_child(child, log)) == code, log.read_text()
+    assert "Traceback" not in log.read_text() and " test " not in log.read_text()
+    if resumes:
+        go_on(folder)
+        assert_same(whole, folder)
+
+
+@needs_unix
+def test_command_a_signal_says_nothing_into_a_file_that_has_the_number_of_stderr(tmp_path, whole):
+    other, folder = tmp_path / "other", tmp_path / "run"
+
+    def child():
+        os.close(2)
+        sys.stderr = None  # as Python has it then
+        assert os.open(other, os.O_CREAT | os.O_WRONLY) == 2
+        save_each_episode()
+        before_call(lambda: os.kill(os.getpid(), signal.SIGINT), Training, "advance", 450)
+        code = ddpg.main([*QUICK, "--out", str(folder)])
+        ddpg.warn("lost")
+        return code
+
+    assert exit_code(in_a_child(child)) == 130
+    assert other.read_bytes() == b""
+    go_on(folder)
+    assert_same(whole, folder)
+
+
+IMPORTS = "argparse", "dataclasses", "gymnasium", "torch"
+
+
+@needs_unix
+@pytest.mark.parametrize("module", IMPORTS)
+def test_command_leaves_without_a_word_at_ctrl_c_while_it_imports(tmp_path, module):
+    """A module in place of one that it imports says so and waits."""
+    script = "import signal\nprint('imported', flush=True)\nsignal.pause()\n"
+    (tmp_path / f"{module}.py").write_text(script)
+    line, more = [sys.executable, ROOT / "ddpg.py"], dict(cwd=tmp_path, text=True)
+    more |= dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(tmp_path)}, **more)
+    try:
+        assert process.stdout.readline() == "imported\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "") and process.returncode == 130
+    finally:
+        process.kill()
+
+
+def a_closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def a_full_disk():
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def a_file():
+    return os.open("printed", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+
+# What is run, where stdout and stderr lead, and the exit code: 0 unless what was asked for is lost
+LOST = [
+    ("train", a_full_disk, a_full_disk, 0),
+    ("train", a_closed_pipe, a_closed_pipe, 0),
+    ("warn", a_file, a_closed_pipe, 0),
+    ("quiet", a_full_disk, a_file, 1),
+    ("json", a_closed_pipe, a_full_disk, 1),
+    ("eval", a_full_disk, a_full_disk, 1),
+    ("eval", a_closed_pipe, a_file, 1),
+    ("eval", a_file, a_full_disk, 0),
+    ("refuse", a_full_disk, a_closed_pipe, 2),
+    ("fail", a_closed_pipe, a_full_disk, 1),
+]
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it needs /dev/full")
+IN_AN_INSTANT = (
+    "--out run --total-steps 60 --learning-starts 50 --hidden 8 --eval-every 60 --eval-episodes 1"
+).split()
+
+
+@needs_dev_full
+@pytest.mark.parametrize("what, out, err, code", LOST)
+def test_command_trains_on_when_its_output_is_lost_but_not_what_was_asked_for(
+    tmp_path, monkeypatch, whole, what, out, err, code
+):
+    monkeypatch.chdir(tmp_path)
+    asked = {"eval": ["--eval", str(whole)], "refuse": ["--gamma", "2"]}
+    asked |= {what: [*IN_AN_INSTANT, f"--{what}"] for what in ("quiet", "json")}
+    flags = asked.get(what, IN_AN_INSTANT)
+
+    def fail(*_):
+        raise RuntimeError("out of fuel")
+
+    def child():
+        os.dup2(out(), 1)
+        os.dup2(err(), 2)
+        sys.stdout, sys.stderr = (open(i, "w", closefd=False) for i in (1, 2))
+        if what == "fail":
+            before_call(fail, PendulumEnv, "step", 230)
+        if what == "warn":
+            before_call(lambda: ddpg.warn("a warning " * 99), PendulumEnv, "step", 230)
+        return ddpg.main([*flags, "--episodes", "1"])
+
+    assert exit_code(in_a_child(child)) == code
+    printed = Path("printed").read_text() if os.path.exists("printed") else ""
+    assert "Traceback" not in printed and "Exception ignored" not in printed
+    assert printed.count("\n") <= 1 or what in ("warn", "eval") and code == 0
+    if "run" in flags and what != "fail":
+        assert load(Path("run", "last.npz")).meta["step"] == 60 and ddpg.resume("run").step == 0
+
+
+@needs_dev_full
+def test_command_ends_as_it_should_when_the_interpreter_cannot_print(tmp_path):
+    """In interpreters of their own, which flush once more when they end."""
+    cases = [
+        (IN_AN_INSTANT, dict(stdout=a_full_disk(), stderr=a_full_disk()), 0),
+        ([*IN_AN_INSTANT, "--out", "b", "--json"], dict(stdout=a_full_disk(), stderr=-1), 1),
+    ]
+    running = []
+    for flags, streams, _ in cases:
+        line = [sys.executable, ROOT / "ddpg.py", *flags, "--episodes", "1"]
+        running.append(subprocess.Popen(line, cwd=tmp_path, text=True, **streams))
+    for process, (*_, code) in zip(running, cases):
+        said = process.communicate(timeout=60)[1] or ""
+        assert process.returncode == code and said.count("\n") <= 1, said
+    for name in "run", "b":
+        assert load(tmp_path / name / "last.npz").meta["step"] == 60
 
 
 # ---- the README's changes ----
