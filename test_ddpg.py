@@ -1526,7 +1526,7 @@ def moments_of(agent):
             yield from ((name, key, x) for key, x in tensors.items() if torch.is_tensor(x))
 
 
-@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan], ids=str)
+@pytest.mark.parametrize("value", [-np.inf, np.nan], ids=str)
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_agent_says_where_it_has_diverged(make, value):
     agent = stir(an_agent())
@@ -3319,77 +3319,69 @@ def paths_in(tree, path=()):
             yield from paths_in(value, (*path, key))
 
 
-JUNK = [None, True, -1, 0, 1, 3, 10**9, 2**63, 10**400, 1e308, -0.5, 1e-9, np.nan, np.inf, ""]
+JUNK = [None, True, -1, 0, 1, 3, 10**5, 2**63, 10**400, 1e308, -0.5, 1e-9, np.nan, np.inf, ""]
 JUNK += ["x", "x" * 3000, "a\nb\nc\nd\ne", "\x1b[2J", "cuda:0", "evil:Env-v0", "__tensor__", [], {}]
 JUNK += [[[]], [None], [1e9] * 3, {"x": []}, {"0": {}}, {"__tensor__": "rows"}, {"__tensor__": []}]
 
 
 def states(meta, count):
-    """Those with something wrong in each part, or by chance nothing: dropped, replaced, moved."""
+    """Those with something wrong in each part, or by chance nothing: dropped, replaced, copied."""
     rng, paths = np.random.default_rng(0), list(paths_in(meta))
+
+    def any_of(items):
+        return items[rng.integers(len(items))]
+
+    yield "a million environments", meta | {"env_given": 10**6}
     for i in range(count):
-        path, changed = paths[i % len(paths)], copy.deepcopy(meta)
-        *way, last = path
-        part = changed
+        (*way, last), changed = paths[i % len(paths)], copy.deepcopy(meta)
+        part, other = changed, meta
         for key in way:
             part = part[key]
+        for key in any_of(paths):
+            other = other[key]
         if i < len(paths) and isinstance(part, dict):
-            del part[last]
-        elif rng.random() < 0.9:
-            part[last] = JUNK[rng.integers(len(JUNK))]
+            value = part.pop(last)
         else:
-            found = meta
-            for key in paths[rng.integers(len(paths))]:
-                found = found[key]
-            part[last] = copy.deepcopy(found)
-        yield path, changed
+            value = part[last] = any_of(JUNK) if rng.random() < 0.9 else copy.deepcopy(other)
+        yield f"{way} {last}: {value!r:.50}", changed
 
 
 def resume_tampered_states(folder, count):
     """To be run in a process of its own, as threads stay."""
-    import resource
-
-    arrays, meta = state_of(folder)
-    original, path, gone, failed = (folder / "state.npz").read_bytes(), folder / "state.npz", [], []
+    (arrays, meta), wrong, went_on = state_of(folder), [], 0
     os.fsync = lambda file: None
     warnings.simplefilter("ignore")
     resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
-    for where, changed in states(meta, count):
-        ddpg.write_npz(path, arrays, **changed)
-        said = io.StringIO()
-        sys.stderr = said
-        value = changed
-        with contextlib.suppress(KeyError, IndexError):
-            for key in where:
-                value = value[key]
-            where += (repr(value)[:40],)
+    for what, changed in states(meta, count):
+        for name in "state.npz", "state.previous.npz":
+            (folder / name).unlink(missing_ok=True)
+        ddpg.write_npz(folder / "state.npz", arrays, **changed)
+        sys.stderr = said = io.StringIO()
         try:
             run = ddpg.resume(folder)
             last = run.step + 3
             for _ in ddpg.record(run, folder):
                 if run.step >= last:
                     break
-            gone.append(run.step)
+            went_on += 1
         except (UsageError, EnvError) as error:
             ddpg.warn(error)
+            if len(str(error)) > 10_000:
+                wrong.append((what, "a text without end"))
         except BaseException as error:
-            failed.append((where, error))
+            wrong.append((what, error))
         finally:
             sys.stderr = sys.__stderr__
         lines = said.getvalue().splitlines()
         if len(lines) > 4 or not all(line.isprintable() and len(line) <= 200 for line in lines):
-            failed.append((where, lines))
-        for name in "state.npz", "state.previous.npz":
-            (folder / name).unlink(missing_ok=True)
-    path.write_bytes(original)
-    assert ddpg.resume(folder).step == meta["step"]
-    assert not failed, "\n".join(map(str, [len(failed), *failed]))
-    print(f"{len(gone)} of {count} went on all the same")
+            wrong.append((what, lines))
+    assert not wrong, "\n".join(map(repr, wrong))
+    print(f"{went_on} of {count} went on all the same")
 
 
 CODE = "\x1b[2J\x07"  # which clears a terminal, and rings
-CODED = [{name: CODE} for name in ("machine", "made_by", "device", "threads", "env", "rng", CODE)]
-CODED += [{"config": {name: CODE}} for name in ("env", "algo", "seed", "hidden", CODE)]
+CODED = [{name: CODE} for name in ("machine", "made_by", "threads", "env")]
+CODED += [{"config": {name: CODE}} for name in ("env", "algo", CODE)]
 CODED += [{"config": {"env": f"{CODE}:Pendulum-v1"}}]
 
 
@@ -4269,43 +4261,31 @@ def test_command_evaluates_without_running_files_of_the_working_folder(tmp_path)
     assert not list(tmp_path.glob("*executed"))
 
 
-HINTS = "-x", "--help", "it's"
-
-
 @needs_unix
-@pytest.mark.parametrize("name", HINTS)
+@pytest.mark.parametrize("name", ["-x", "--help"])
 def test_command_prints_commands_that_work_when_copied(tmp_path, name):
     """Also those of a run that was stopped, in an environment of one's own."""
     shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
-    flags = (
-        "--env regulator:Regulator-v0 --total-steps 200 --learning-starts 150 --hidden 8".split()
-    )
-    out = tmp_path / "out"
+    flags = "--env regulator:Regulator-v0 --total-steps 200 --learning-starts 150 --hidden 8"
+    flags, out = [*flags.split(), "--eval-every", "0", f"--out={name}"], tmp_path / "out"
 
     def child():
         os.chdir(tmp_path)
         before_call(lambda: os.kill(os.getpid(), signal.SIGTERM), Training, "advance", 50)
-        return ddpg.main([*flags, "--eval-every", "0", f"--out={name}"])
+        return ddpg.main(flags)
 
-    assert exit_code(in_a_child(child, out)) == 143
-
-    def last_but(i, text):
-        """The words of a printed command."""
-        python, file, *words = shlex.split(text.splitlines()[-1 - i])
-        assert (python, file) == ("python", "ddpg.py" if words[0].startswith("--") else "viewer.py")
+    def last_words(text, i=-1):
+        _, file, *words = shlex.split(text.splitlines()[i])
+        assert file == ("ddpg.py" if words[0].startswith("--") else "viewer.py")
         return words
 
-    result = command(*last_but(0, out.read_text()), "--episodes", 1, cwd=tmp_path)
+    assert exit_code(in_a_child(child, out)) == 143
+    result = command(*last_words(out.read_text()), "--episodes", 1, cwd=tmp_path)
     assert result.returncode == 0 and "Done after 200 steps" in result.stdout, result.stderr
-    evaluation, shown = last_but(1, result.stdout), last_but(0, result.stdout)
-    result = command(*evaluation, "--episodes", 1, cwd=tmp_path)
+    path, *_ = last_words(result.stdout)
+    result = command(*last_words(result.stdout, -2), "--episodes", 1, cwd=tmp_path)
     assert result.returncode == 0 and "over 1 test episodes" in result.stdout, result.stderr
-    assert (tmp_path / shown[0] / "best.npz").exists() or (
-        tmp_path / shown[0] / "last.npz"
-    ).exists()
-    assert sorted(
-        path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"
-    ) == [name]
+    assert (tmp_path / path).samefile(tmp_path / name) and (tmp_path / name / "last.npz").exists()
 
 
 STOPS = {  # steps of all environments until a signal comes, and after it, and whether it resumes
