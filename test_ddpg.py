@@ -3452,7 +3452,8 @@ def test_resume_refuses_hostile_states_in_an_instant(tmp_path):
         "header": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 1000,
         "none": b"",
     }
-    for key in "torch_rng", "episodes.csv", "rows", "tensor2":
+    a_tensor = next(key for key in arrays if key.startswith("tensor"))
+    for key in "torch_rng", "episodes.csv", "rows", a_tensor:
         for kind, header in headers.items():
             path = archive_of(more / f"{key} {kind}.npz", arrays | {key: header}, json.dumps(meta))
             named.append((path, None if ".csv" in key else ""))  # of which any bytes are a text
@@ -3533,7 +3534,8 @@ def with_members(path, *members, sparse=0):
 def with_directory(path, zip64="", names=150_000):
     """An archive with very many empty members, in a directory as of zip64, if asked for.
 
-    Small: the old record has another size. Apart: the new one is not just before its locator.
+    The record of old has the size of a sound one then. "apart": the new one is not just before
+    its locator, where Pythons of 2025 on look for it.
     """
     data = path.read_bytes()
     count, size, offset = struct.unpack("<HLL", data[-12:-2])
@@ -3588,7 +3590,7 @@ def hostile(folder, arrays, meta):
 
     yield with_directory(whole("crowd")), "too many"
     for kind in "zip64", "apart":
-        yield with_directory(whole(kind), kind), ""
+        yield with_directory(whole(kind), kind), "cannot be read"
     key = next(iter(arrays))
     for name in key, "meta":
         yield with_members(whole(f"twice {name}"), (f"{name}.npy", b"")), "one name"
