@@ -23,7 +23,6 @@ Chapters, in this order; before them, toy environments, small settings and helpe
     test_learn_       learning, most of it slow
 """
 
-import contextlib
 import copy
 import dataclasses
 import io
@@ -47,7 +46,7 @@ import types
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -3723,7 +3722,7 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-@contextlib.contextmanager
+@contextmanager
 def an_instant(what, at_first):
     """In which little time is taken, and no more than a little memory since it was `at_first`."""
     began = time.process_time()
