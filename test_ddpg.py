@@ -3340,6 +3340,8 @@ def states(meta, count):
             other = other[key]
         if i < len(paths) and isinstance(part, dict):
             value = part.pop(last)
+        elif i < 2 * len(paths) and isinstance(part[last], int | float | None):
+            value = part[last] = "x"
         else:
             value = part[last] = any_of(JUNK) if rng.random() < 0.9 else copy.deepcopy(other)
         yield f"{way} {last}: {value!r:.50}", changed
@@ -3397,13 +3399,15 @@ def test_resume_and_eval_print_no_control_characters_of_a_file(tmp_path, capsys,
 
 
 @needs_unix
-def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path, count=220):
-    config = Config.preset(**SHORT | dict(total_steps=90, learning_starts=25, eval_every=40))
-    config = config.replace(hidden=(8,), batch_size=4, max_episode_steps=20, eval_episodes=1)
+def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path, count=300):
+    config = Config.preset(
+        **SHORT | dict(total_steps=90, learning_starts=25, eval_every=40, eval_episodes=1)
+    )
+    config = config.replace(hidden=(8,), batch_size=4, max_episode_steps=20, solved_at=9.0)
     save_each_episode()
     folder = begin(config.replace(noise_sigma_end=0.1), tmp_path / "run", until=40)
     (folder / "state.previous.npz").unlink()
-    assert state_of(folder)[1]["evaluation"]
+    assert state_of(folder)[1]["evaluation"]["step"] == 40
     child = in_a_child(lambda: resume_tampered_states(folder, count), tmp_path / "log")
     code, text = exit_code(child, 120), (tmp_path / "log").read_text()
     assert code == 0, text
