@@ -32,6 +32,7 @@ import os
 import pickle
 import re
 import select
+import shlex
 import shutil
 import signal
 import struct
@@ -42,9 +43,10 @@ import threading
 import time
 import traceback
 import types
+import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -221,9 +223,14 @@ def in_a_child(work, output=os.devnull, errors=None, timeout=120):
     except BaseException:
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        try:
+            for stream in sys.stdout, sys.stderr:
+                if stream:
+                    stream.flush()
+        except OSError:
+            code = 120  # as Python has it
+        finally:
+            os._exit(code)
 
 
 def exit_code(pid, timeout=60):
@@ -396,6 +403,54 @@ def test_config_takes_numbers_of_numpy():
 def test_config_can_be_a_key():
     a, b = (Config(env_kwargs={"a": value}, hidden=[8]) for value in (1, 1))
     assert hash(a) == hash(b) and len({a, b, Config(env_kwargs={"a": 2}, hidden=[8])}) == 2
+
+
+def deep(levels):
+    return {"a": deep(levels - 1)} if levels else {}
+
+
+def of_itself():
+    kwargs = {}
+    kwargs["a"] = kwargs
+    return kwargs
+
+
+BAD_KWARGS = {
+    "a number as key": {1: 2},
+    "True as key": {True: 1},
+    "a number as key within": {"a": {"b": [{2: 3}]}},
+    "a tuple": {"a": (1, 2)},
+    "a tuple within": {"a": [{"b": (1,)}]},
+    "a set": {"a": {1}},
+    "a function": {"a": print},
+    "an object": {"a": object()},
+    "a module": {"a": json},
+    "bytes": {"a": b"x"},
+    "nan": {"a": float("nan")},
+    "nan within": {"a": [{"b": float("nan")}]},
+    "an array": {"a": np.zeros(2)},
+    "arrays within": {"a": [np.zeros(0), np.float32(1)]},
+    "too long a number": {"a": 10**5000},
+    "900 levels": deep(900),
+    "itself": of_itself(),
+    "a list": [1],
+    "a text": "a",
+}
+
+
+@pytest.mark.parametrize("kwargs", BAD_KWARGS.values(), ids=BAD_KWARGS)
+def test_config_refuses_env_kwargs_that_a_file_would_change(kwargs):
+    with pytest.raises(UsageError, match="env_kwargs"):
+        Config(env_kwargs=kwargs)
+
+
+def test_config_takes_env_kwargs_as_they_are_at_first():
+    kwargs = {"a": [1, -0.5, None, True, {"b": {"c": []}}], "d": "é\n", "e": {}}
+    config, before = Config(env_kwargs=kwargs), copy.deepcopy(kwargs)
+    assert config.env_kwargs == kwargs
+    kwargs["a"][4]["b"]["c"].append(2)
+    kwargs["d"] = 3
+    assert config.env_kwargs == config.replace(seed=1).env_kwargs == before
 
 
 # ---- replay ----
@@ -1460,6 +1515,38 @@ def test_agent_begins_as_its_seed_says_whatever_draws(monkeypatch, draw):
     assert not unlike(first, numbers(an_agent()))
 
 
+def parameters_of(name):
+    return lambda agent: agent.flat[name].data
+
+
+def moments_of(agent):
+    """Tensors that an optimizer has beside the parameters."""
+    for name in "actor_optimizer", "critic_optimizer":
+        for tensors in getattr(agent, name).state_dict()["state"].values():
+            yield from ((name, key, x) for key, x in tensors.items() if torch.is_tensor(x))
+
+
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_agent_says_where_it_has_diverged(make):
+    agent = stir(an_agent())
+    if make:
+        agent.actor_optimizer = make(agent.actor.parameters())
+        agent.critic_optimizer = make(agent.critic.parameters())
+    agent.check_finite()
+    learn(agent, 4)
+    agent.check_finite()
+    held = [(name, "parameters", flat.data) for name, flat in agent.flat.items()]
+    held += moments_of(agent)
+    assert len(held) > 4 or make is OPTIMIZERS["plain SGD"]
+    for (name, key, tensor), value in zip(held, itertools.cycle([np.inf, -np.inf, np.nan])):
+        last, rest = tensor.view(-1)[-1:], tensor.clone()
+        last.fill_(value)
+        with pytest.raises(FloatingPointError, match=f"{key} of the {name} has become {value}"):
+            agent.check_finite()
+        tensor.copy_(rest)
+    agent.check_finite()
+
+
 # ---- train ----
 
 
@@ -1654,6 +1741,25 @@ def test_train_tables_and_files_take_numbers_that_are_not_pythons(kind, tmp_path
     assert meta["step"] == 2 and meta["evaluation"]["mean"] == pytest.approx(0.123456789)
 
 
+def test_train_says_if_threads_from_before_keep_denormals(tmp_path):
+    """Those do that were made before it was tuned, as two of the four here."""
+    script = """
+import sys, torch, ddpg
+numbers = torch.rand(2**22)
+for threads in 2, 2, 1:
+    ddpg.tune(ddpg.Config(), threads)
+    (numbers * numbers).sum()
+print("tuned first", file=sys.stderr)
+torch.set_flush_denormal(False)
+torch.set_num_threads(4)
+(numbers * numbers).sum()
+ddpg.tune(ddpg.Config(), 4)
+"""
+    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    first, second = result.stderr.splitlines()
+    assert first == "tuned first" and second.startswith("ddpg.py: torch had threads before")
+
+
 # ---- environments ----
 
 
@@ -1748,6 +1854,225 @@ def test_env_made_to_look_at_is_closed():
     toys = Toys()
     ddpg.env_makers(Config(), toys)
     assert toys.made and not toys.open()
+
+
+def test_env_that_changes_its_arguments_changes_neither_the_next_nor_the_configuration():
+    got = []
+
+    def greedy(options, names=None):
+        got.append(copy.deepcopy((options, names)))
+        options["n"].append(len(got))
+        options["more"] = names
+        return Toy()
+
+    gym.register("Greedy-v0", greedy, max_episode_steps=10)
+    kwargs = {"options": {"n": [1]}, "names": [None]}
+    config = small(env="Greedy-v0", env_kwargs=kwargs, total_steps=40, **dict(eval_every=20))
+    run = run_for(config)
+    assert len(got) > 8 and all(each == ({"n": [1]}, [None]) for each in got)
+    assert config.env_kwargs == run.config.env_kwargs == {"options": {"n": [1]}, "names": [None]}
+
+
+ENDED = {  # what `terminated` may be: the truth of it, or None where it cannot be told
+    "np.bool_": (np.bool_(True), True),
+    "np.bool_ of False": (np.bool_(False), False),
+    "1": (1, True),
+    "0": (0, False),
+    "an int of NumPy": (np.int64(1), True),
+    "a bool array of no dimension": (np.array(True), True),
+    "two": (np.array([True, False]), None),
+    "two of one kind": (np.array([False, False]), None),
+    "none of them": (np.array([], bool), None),
+    "a list": ([True, True], None),
+    "None": (None, None),
+    "a text": ("False", None),
+    "an empty text": ("", None),
+    "nan": (np.nan, None),
+    "2": (2, None),
+    "-1": (-1, None),
+    "an object": (type("Odd", (), {"__repr__": lambda self: "an odd thing"})(), None),
+    "a dict": ({}, None),
+}
+
+
+@pytest.mark.parametrize("name", ["terminated", "truncated"])
+@pytest.mark.parametrize("value, truth", ENDED.values(), ids=ENDED)
+def test_env_ends_an_episode_with_true_or_false_only(value, truth, name):
+    def said(result):
+        return *result[:2], *((value, False) if name == "terminated" else (False, value)), {}
+
+    run = Training(small(total_steps=45), Toy(20, at=33, step=said))
+    if truth is None:
+        words = rf"{name} {re.escape(ddpg.one_line(repr(value)))} is neither .* at step 13"
+        with pytest.raises(EnvError, match=words):
+            list(run)
+        assert run.step == 32
+    else:
+        list(run)
+        assert run.episodes == (14 if truth else 1)
+        discount = stored(run, 33)[4][32].item()
+        assert discount == (0 if truth and name == "terminated" else pytest.approx(0.99))
+
+
+BEYOND = {  # what is wrong with a step: what is said of it
+    "complex reward": (dict(reward=lambda reward: 1j), "reward 1j"),
+    "complex reward of no imaginary part": (dict(reward=lambda r: np.complex64(1)), "reward"),
+    "text as reward": (dict(reward=lambda reward: "1.0"), "reward 1.0"),
+    "bytes as reward": (dict(reward=lambda reward: b"1"), "reward"),
+    "texts as observation": (dict(next_obs=lambda obs: ["0.1", "0.2"]), "observation"),
+    "array of texts": (dict(next_obs=lambda obs: obs.astype(str)), "observation"),
+    "complex observation": (dict(next_obs=lambda obs: obs + 0j), "observation"),
+    "complex first observation": (dict(first=lambda obs: obs + 0j), "observation"),
+    "times": (dict(next_obs=lambda obs: np.zeros(2, "M8[s]")), "observation"),
+    "observation beyond float32": (dict(next_obs=lambda obs: np.float64([1e39, 0])), "observation"),
+    "first beyond float32": (dict(first=lambda obs: [0, -1e300]), "observation"),
+    "reward beyond float32": (dict(reward=lambda reward: 1e39), r"R = 1e\+39"),
+    "reward far beyond it": (dict(reward=lambda reward: -1e308), r"R = -1e\+308"),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("broken, words", BEYOND.values(), ids=BEYOND)
+def test_env_gives_real_numbers_of_float32_only(tmp_path, broken, words):
+    at = 0 if "first" in broken else 3
+    run = Training(small(total_steps=100), lambda: Toy(at=at, **broken))
+    with pytest.raises(EnvError, match=words) as error:
+        follow(run, ddpg.new_folder(tmp_path / "run"))
+    assert re.search("step .* episode", str(error.value))
+    assert run.buffer.rows[: len(run.buffer)].isfinite().all()
+    assert load(tmp_path / "run").meta["step"] == run.step
+
+
+def sound(path):
+    """Whether all numbers of a policy or a state are finite."""
+    arrays, _ = ddpg.read_npz(path)
+    return all(np.isfinite(arrays[name]).all() for name in arrays if name != "meta")
+
+
+@pytest.mark.parametrize("total, every", [(60, 0), (60, 20), (400, 0), (400, 100)])
+def test_env_rewards_that_make_learning_diverge_are_named(tmp_path, total, every):
+    config = Config(**SMALL | dict(eval_every=every), total_steps=total, eval_episodes=2)
+    save_each_episode()
+    with pytest.raises(
+        EnvError, match=r"has become (inf|nan|-inf), after step \d+, in episode \d+"
+    ):
+        begin(config, tmp_path / "run", lambda: Toy(reward=lambda reward: 1e30), until=None)
+    assert all(map(sound, (tmp_path / "run").rglob("*.npz")))
+    assert ddpg.resume(tmp_path / "run", Toy).step <= 50
+
+
+def test_env_learning_rates_that_diverge_are_named_on_the_command_line(tmp_path, capsys):
+    rates = "--actor-lr 1 --critic-lr 1 --tau 1 --gamma 1 --n-critics 2".split()
+    flags = "--total-steps 500 --learning-starts 50 --batch-size 8 --eval-every 0".split()
+    layers = ["--hidden", *["16"] * 12, "--quiet", "--out", str(tmp_path / "run")]
+    assert ddpg.main([*flags, *rates, *layers]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"(become|action) \[?-?(inf|nan).*step \d+.*episode", error), error
+    assert "--actor-lr" in error and error.count("\n") == 2
+    policies = [*(tmp_path / "run").rglob("*.npz")]
+    assert policies and all(map(sound, policies))
+
+
+class Odd(BaseException):
+    """Neither an Exception nor one that Python knows."""
+
+
+class Leaves(Toy):
+    """It calls hit(place) wherever ddpg.py calls or asks it."""
+
+    def __init__(self, hit):
+        self.hit = hit
+        hit("make")
+        super().__init__(10)
+
+    def reset(self, seed=None, options=None):
+        self.hit("reset")
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.hit("step")
+        return super().step(action)
+
+    def close(self):
+        self.hit("close")
+
+    def __getattribute__(self, name):
+        if name.endswith("_space"):
+            super().__getattribute__("hit")(name)
+        return super().__getattribute__(name)
+
+
+def raising(error, place, number):
+    """A function of a place that raises from the number-th time on."""
+    times = itertools.count(1)
+
+    def hit(where):
+        if where == place and next(times) >= number:
+            raise error
+
+    return hit
+
+
+LEAVING = [  # place, time, exit code: 2 before the training, 1 in it
+    ("make", 1, 2),
+    ("make", 2, 1),
+    ("make", 4, 1),
+    ("reset", 1, 1),
+    ("reset", 3, 1),
+    ("step", 1, 1),
+    ("step", 27, 1),
+    ("close", 1, 2),
+    ("close", 2, 1),
+    ("observation_space", 1, 2),
+    ("observation_space", 2, None),
+    ("observation_space", 3, 1),
+    ("action_space", 2, None),
+    ("action_space", 3, 1),
+]
+LEAVING_ERRORS = {
+    "sys.exit(0)": SystemExit(0),
+    "its own": Odd("bye"),
+    "OSError": PermissionError("bye"),
+}
+
+
+@pytest.mark.parametrize("error", LEAVING_ERRORS.values(), ids=LEAVING_ERRORS)
+@pytest.mark.parametrize("place, number, code", LEAVING)
+def test_env_may_raise_anything_anywhere(tmp_path, capsys, place, number, code, error):
+    hit = raising(error, place, number)
+    gym.register("Leaves-v0", lambda: Leaves(hit), max_episode_steps=10)
+    config = small(env="Leaves-v0", total_steps=60)
+    wanted = {1: EnvError, 2: UsageError, None: (EnvError, UsageError)}[code]
+    with pytest.raises(wanted, match=type(error).__name__) as found:
+        run = Training(config)
+        follow(run, ddpg.new_folder(tmp_path / "run"))
+    assert "cannot save" not in str(found.value) + capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(0), Odd("bye"), RuntimeError("x\n" * 2500)], ids=["exit", "odd", "long"]
+)
+@pytest.mark.parametrize(
+    "place, number, code", [("make", 1, 2), ("make", 2, 1), ("step", 27, 1), ("close", 2, 1)]
+)
+def test_env_that_raises_anything_ends_a_command_as_it_should(
+    tmp_path, monkeypatch, capsys, place, number, code, error
+):
+    hit = raising(error, place, number)
+    gym.register("Leaves-v0", lambda: Leaves(hit), max_episode_steps=10)
+    monkeypatch.setitem(sys.modules, "leaves", type(sys)("leaves"))
+    flags = "--env leaves:Leaves-v0 --total-steps 60 --learning-starts 50 --eval-every 0 --hidden 8"
+    assert ddpg.main([*flags.split(), "--quiet", "--out", str(tmp_path / "run")]) == code
+    lines = capsys.readouterr().err.splitlines()
+    told = lines[[line.startswith("ddpg.py: ") for line in lines].index(True) :]
+    assert len(told) <= 3 and max(map(len, told)) <= 200 and type(error).__name__ in told[0]
+
+
+@pytest.mark.parametrize("place", ["make", "reset", "step", "close"])
+def test_env_may_raise_keyboard_interrupt_which_passes(place):
+    hit = raising(KeyboardInterrupt(), place, 3)
+    with pytest.raises(KeyboardInterrupt):
+        run_for(small(total_steps=100), lambda: Leaves(hit))
 
 
 # ---- evaluations ----
@@ -1951,6 +2276,17 @@ def whole(tmp_path_factory):
     return folder
 
 
+TOY_RUN = small(total_steps=95, learning_starts=25, eval_every=40, eval_episodes=2)
+
+
+@pytest.fixture(scope="module")
+def whole_toy(tmp_path_factory):
+    """The folder of a run of nine and a half episodes of Toy that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("whole_toy") / "run"
+    train(TOY_RUN, Toy, out=folder)
+    return folder
+
+
 def test_train_twice_with_a_seed_is_byte_identical_and_with_another_is_not(tmp_path):
     for name, seed in ("a", 5), ("b", 5), ("c", 6):
         arguments = *QUICK, "--episodes", 1, "--seed", seed, "--out", tmp_path / name
@@ -2114,11 +2450,6 @@ def test_folder_state_is_saved_more_seldom_as_the_run_grows(tmp_path, monkeypatc
 
 @needs_unix
 def test_folder_state_is_written_without_a_copy_of_the_replay(tmp_path):
-    import resource
-
-    def peak():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
     def child():
         config = Config(**SMALL, total_steps=100, buffer_size=2**20)
         run = Training(config, lambda: Toy(obs=lambda t: [0.0] * 15))
@@ -2228,6 +2559,220 @@ def test_folder_is_of_one_training_at_a_time(tmp_path, capsys):
         assert ddpg.main(["--resume", str(folder), "--quiet"]) == 2
     assert "in use" in capsys.readouterr().err and contents(folder) == before
     assert ddpg.main(["--resume", str(folder), "--quiet", "--episodes", "1"]) == 0
+
+
+def leave(folder):
+    """Nothing in its place."""
+
+
+MOVED = {  # what comes in the place of a folder
+    "nothing": leave,
+    "a copy": lambda folder: shutil.copytree(folder.with_name("old"), folder),
+    "another run": lambda folder: begin(TOY_RUN, folder, Toy, until=20),
+}
+
+
+@needs_unix
+@pytest.mark.parametrize("come", MOVED.values(), ids=MOVED)
+def test_folder_that_is_moved_can_be_resumed_and_nothing_is_written_in_its_place(
+    tmp_path, whole_toy, come
+):
+    folder, old = tmp_path / "run", tmp_path / "old"
+    save_each_episode()
+    with pytest.raises(ddpg.TrainingError, match=f"{folder} has been moved"):
+        for run in ddpg.record(Training(TOY_RUN, Toy), ddpg.new_folder(folder)):
+            if run.step == 65:
+                folder.rename(old)
+                come(folder)
+                before = contents(tmp_path)
+    assert contents(tmp_path) == before and run.step == 70
+    assert ddpg.resume(old, Toy).step == 60
+    go_on(old, Toy)
+    assert_same(whole_toy, old)
+
+
+@needs_unix
+def test_folder_that_is_moved_ends_a_training_on_the_command_line(tmp_path):
+    folder, old, log = (tmp_path / name for name in ("run", "old", "log"))
+
+    def child():
+        save_each_episode()
+        at = PendulumEnv, "step", 2 * 3 * 200 + 450
+        before_call(lambda: (folder.rename(old), folder.mkdir()), *at)
+        return ddpg.main([*QUICK, "--quiet", "--out", str(folder)])
+
+    assert exit_code(in_a_child(child, log)) == 1
+    assert "has been moved" in log.read_text() and log.read_text().count("\n") == 1
+    assert not list(folder.iterdir())
+    assert ddpg.resume(old).step == 400
+
+
+@needs_unix
+def test_folder_that_is_moved_may_be_linked_to(tmp_path, whole_toy):
+    folder, old = tmp_path / "run", tmp_path / "old"
+    save_each_episode()
+    with closing(ddpg.record(Training(TOY_RUN, Toy), ddpg.new_folder(folder))) as steps:
+        for run in steps:
+            if run.step == 25:
+                folder.rename(old)
+                folder.symlink_to(old)
+    assert_same(whole_toy, old)
+
+
+def test_folder_takes_no_run_but_the_one_that_it_is_of(tmp_path):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    stale, fresh = ddpg.resume(folder, Toy), Training(TOY_RUN, Toy)
+    go_on(folder, Toy, until=40)
+    before = contents(folder)
+    for run in stale, fresh:
+        with pytest.raises(UsageError, match="not this run's"):
+            next(ddpg.record(run, folder))
+        assert contents(folder) == before
+    assert go_on(folder, Toy).step == 95
+
+
+def test_folder_takes_a_run_twice_if_none_came_between(tmp_path, whole_toy):
+    save_each_episode()
+    run = Training(TOY_RUN, Toy)
+    ddpg.new_folder(tmp_path / "run")
+    for _ in range(2):
+        for _ in ddpg.record(run, tmp_path / "run"):
+            if run.step == 25:
+                run.stop = True
+        run.stop = False
+    assert_same(whole_toy, tmp_path / "run")
+
+
+def test_folder_keeps_the_users_own_files(tmp_path, whole_toy):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    names = "notes.tmp", "state.npz.tmp", "last.npz.tmp", "tmp", "policies/a.tmp", "b.tmp/c"
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    (folder / "best.npz.tmp").mkdir()
+    go_on(folder, Toy)
+    assert [(folder / name).read_text() for name in names] == [*names]
+    assert (folder / "best.npz.tmp").is_dir()
+    assert_same(whole_toy, folder)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_folder_that_is_read_only_is_refused_at_once(tmp_path, monkeypatch, first):
+    """As root may write everywhere, opening fails by hand."""
+    save_each_episode()
+    folder = tmp_path / "run"
+    if first:
+        run = Training(TOY_RUN, Toy)
+        ddpg.new_folder(folder)
+    else:
+        run = ddpg.resume(begin(TOY_RUN, folder, Toy, until=20), Toy)
+    before, opened = contents(folder), open
+
+    def refusing(path, mode="r", *args, **kwargs):
+        if "r" not in mode and folder in Path(path).parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, mode, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", refusing)
+    with pytest.raises(UsageError, match="cannot write to .*Permission denied"):
+        next(ddpg.record(run, folder))
+    assert contents(folder) == before
+
+
+def test_folder_gets_no_more_bytes_the_more_episodes_there_were(tmp_path, monkeypatch):
+    """Episodes of one step, of a millisecond each; four evaluations come and no state is due."""
+
+    def written(earlier):
+        now, sizes = [1000.0], []
+        clock = type("clock", (), {"perf_counter": staticmethod(lambda: now[0])})
+        monkeypatch.setattr(ddpg, "time", clock)
+        run = Training(small(total_steps=10_000, learning_starts=10_000, eval_every=100), Toy)
+        now[0] += 1
+        run.tables["episodes.csv"] = ["a header\n", *["1,2,3,4,5,6\n"] * earlier]
+        run.make_env, run.make_eval_env = (partial(Toy, 1),) * 2
+        folder = ddpg.new_folder(tmp_path / str(earlier))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", lambda file: sizes.append(os.fstat(file).st_size))
+            for _ in ddpg.record(run, folder):
+                now[0] += 0.001
+                if run.step == 599:
+                    sizes.clear()
+                if run.step == 1000:
+                    assert run.episodes == 1000 and len(sizes) >= 4
+                    return sum(sizes)
+
+    few, many = written(0), written(100_000)
+    assert few == many
+
+
+class Wanders(Toy):
+    """It changes the working folder, as it is made and in each step."""
+
+    elsewhere = None
+
+    def __init__(self):
+        super().__init__()
+        os.chdir(self.elsewhere)
+
+    def step(self, action):
+        os.chdir(self.elsewhere)
+        return super().step(action)
+
+
+@needs_unix
+@pytest.mark.parametrize("by", ["train", "command"])
+def test_folder_is_where_it_was_named_whatever_the_working_folder_becomes(
+    tmp_path, monkeypatch, by
+):
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir(), elsewhere.mkdir()
+    monkeypatch.setattr(Wanders, "elsewhere", elsewhere)
+    monkeypatch.chdir(here)
+    if by == "train":
+        train(small(total_steps=60, eval_every=30), Wanders, out="a/run")
+    else:
+        gym.register("Wanders-v0", Wanders, max_episode_steps=10)
+        monkeypatch.setitem(sys.modules, "wanders", type(sys)("wanders"))
+        flags = "--learning-starts 50 --hidden 16 --eval-every 30 --episodes 1".split()
+        flags += ["--env", "wanders:Wanders-v0"]
+        result = command(*flags, "--total-steps", 60, "--out", "a/run", cwd=here)
+        assert result.returncode == 0, result.stderr
+        assert "--eval a/run" in result.stdout
+        more = "--total-steps", 90, "--env", "wanders:Wanders-v0", "--episodes", 1
+        assert command("--resume", "a/run", *more, cwd=here).returncode == 0
+    assert list(elsewhere.iterdir()) == [] and [path.name for path in here.iterdir()] == ["a"]
+    run = ddpg.resume(here / "a" / "run", Wanders if by == "train" else "wanders:Wanders-v0")
+    assert run.step == (60 if by == "train" else 90) and policies_in(here / "a" / "run")
+
+
+@needs_unix
+def test_folder_is_not_kept_by_a_process_that_the_environment_forked(tmp_path, whole_toy):
+    """It sleeps on when the training has been killed."""
+    folder, pids = tmp_path / "run", tmp_path / "pids"
+    save_each_episode()
+
+    def child():
+        def fork():
+            worker = os.fork()
+            if not worker:
+                signal.alarm(60)
+                signal.pause()
+                os._exit(0)
+            pids.write_text(str(worker))
+
+        before_call(fork, Toy, "__init__", 7)
+        before_call(lambda: os.kill(os.getpid(), signal.SIGKILL), Toy, "step", 75)
+        begin(TOY_RUN, folder, Toy, until=None)
+
+    assert exit_code(in_a_child(child)) == -signal.SIGKILL
+    worker = int(pids.read_text())
+    try:
+        go_on(folder, Toy)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert_same(whole_toy, folder)
 
 
 # ---- resuming ----
@@ -2649,6 +3194,268 @@ def test_resume_and_eval_heed_threads_and_device(tmp_path, monkeypatch):
             ddpg.resume(folder)
 
 
+@needs_unix
+@pytest.mark.parametrize("call, left", [(1, 0), (2, 5000)])
+def test_resume_from_the_state_before_outlives_a_death_in_its_first_save(
+    tmp_path, whole_toy, call, left
+):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=40)
+    state, previous = folder / "state.npz", folder / "state.previous.npz"
+    os.truncate(state, left)
+    before = previous.read_bytes()
+
+    def child():
+        write = ddpg.write
+
+        def deadly_write(path, *args, **kwargs):
+            if path == state:
+                before_call(lambda: os._exit(9), os, "replace", call)
+            write(path, *args, **kwargs)
+
+        ddpg.write = deadly_write
+        go_on(folder, Toy)
+
+    assert exit_code(in_a_child(child)) == 9
+    assert previous.read_bytes() == before
+    go_on(folder, Toy)
+    assert_same(whole_toy, folder)
+
+
+def test_resume_after_run_stop_is_byte_identical(tmp_path, whole_toy):
+    folder, steps = ddpg.new_folder(tmp_path / "run"), []
+    for run in ddpg.record(Training(TOY_RUN, Toy), folder):
+        steps.append(run.step)
+        run.stop |= run.step in (33, 35)
+    assert steps == [*range(41)] and run.episode is None and run.evaluation
+    assert load(folder / "last.npz").meta["step"] == state_of(folder)[1]["step"] == 40
+    for run in ddpg.record(ddpg.resume(folder, Toy), folder):
+        run.stop |= run.step == 50  # between two episodes: at once
+    assert run.step == 50
+    go_on(folder, Toy)
+    assert_same(whole_toy, folder)
+
+
+def test_resume_after_a_loop_that_a_script_left(tmp_path, whole):
+    """At the level of a module, where nothing closes what it iterated over."""
+    script = f"""
+import ddpg
+ddpg.SAVE_EVERY, ddpg.SAVE_SHARE = 0.0, 1e9
+config = ddpg.Config.preset(**{SHORT})
+ddpg.tune(config)
+steps = ddpg.record(ddpg.Training(config), ddpg.new_folder("run"))
+for run in steps:
+    if run.step == 450:
+        break
+print(run.step)
+"""
+    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "450\n", "")
+    assert ddpg.resume(tmp_path / "run").step == 400
+    go_on(tmp_path / "run")
+    assert_same(whole, tmp_path / "run")
+
+
+@pytest.mark.parametrize("place", ["step", "make", "update"])
+def test_resume_is_the_only_way_on_after_an_interrupt_within_a_step(tmp_path, monkeypatch, place):
+    hit = raising(KeyboardInterrupt(), place, 30)
+    monkeypatch.setattr(Agent, "measure", lambda *_: hit("update"))
+    monkeypatch.setattr(Agent, "MEASURE_EVERY", 2)
+    run = Training(small(total_steps=400), lambda: Leaves(hit))
+    folder = ddpg.new_folder(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        for _ in ddpg.record(run, folder):
+            pass
+    before, step = contents(folder), run.step
+    for steps in iter(run), ddpg.record(run, folder):
+        with pytest.raises(RuntimeError, match="resume"):
+            next(steps)
+    assert run.step == step and policies_in(folder)
+    assert {**contents(folder), **before} == contents(folder)
+
+
+def test_resume_imports_nothing_that_a_state_names(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
+    folder = begin(PENDULUM_RUN, tmp_path / "run")
+    arrays, meta = state_of(folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in "evil:Pendulum-v1", "evil:evil:Pendulum-v1", "evil:", ":evil", "evil/a:b-v0":
+        config = meta["config"] | {"env": name}
+        ddpg.write_npz(folder / "state.npz", arrays, **meta | {"config": config})
+        result = command("--resume", "run", cwd=tmp_path)
+        assert result.returncode == 2 and "--env" in result.stderr, result.stderr
+        for more in {}, {"total_steps": 800}:
+            with pytest.raises(UsageError):
+                ddpg.resume(folder, **more)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_resume_with_the_module_that_the_user_names_goes_on(tmp_path):
+    shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
+    own, short = ("--env", "regulator:Regulator-v0"), ("--eval-every", 0, "--hidden", 8)
+    flags = *own, *short, "--total-steps", 200, "--learning-starts", 150, "--quiet", "--out", "run"
+    assert command(*flags, "--episodes", 1, cwd=tmp_path).returncode == 0
+    more = "--resume", "run", "--total-steps", 250, "--episodes", 1
+    result = command(*more, cwd=tmp_path)
+    assert result.returncode == 2 and "regulator:Regulator-v0 by --env" in result.stderr
+    result = command(*more, *own, cwd=tmp_path)
+    assert result.returncode == 0 and "Done after 250 steps" in result.stdout
+
+
+def paths_in(tree, path=()):
+    """Those of all values in a tree of dicts and lists."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from paths_in(value, (*path, key))
+
+
+JUNK = [None, True, -1, 0, 1, 3, 10**5, 2**63, 10**400, 1e308, -0.5, 1e-9, np.nan, np.inf, ""]
+JUNK += ["x", "x" * 3000, "a\nb\nc\nd\ne", "\x1b[2J", "cuda:0", "evil:Env-v0", "__tensor__", [], {}]
+JUNK += [[[]], [None], [1e9] * 3, {"x": []}, {"0": {}}, {"__tensor__": "rows"}, {"__tensor__": []}]
+
+
+def states(meta, count):
+    """Those with something wrong in each part, or by chance nothing: dropped, replaced, copied."""
+    rng = np.random.default_rng(0)
+    paths = [path for path in paths_in(meta) if path[-1] != "__tensor__"]
+
+    def any_of(items):
+        return items[rng.integers(len(items))]
+
+    yield "a million environments", meta | {"env_given": 10**6}
+    for i in range(count):
+        (*way, last), changed = paths[i % len(paths)], copy.deepcopy(meta)
+        part, other = changed, meta
+        for key in way:
+            part = part[key]
+        for key in any_of(paths):
+            other = other[key]
+        if i < len(paths) and isinstance(part, dict):
+            value = part.pop(last)
+        elif i < 2 * len(paths) and isinstance(part[last], int | float | None):
+            value = part[last] = "x"
+        else:
+            value = part[last] = any_of(JUNK) if rng.random() < 0.9 else copy.deepcopy(other)
+        yield f"{way} {last}: {value!r:.50}", changed
+
+
+def resume_tampered_states(folder, count):
+    """To be run in a process of its own, as threads stay."""
+    (arrays, meta), wrong, went_on = state_of(folder), [], 0
+    warnings.simplefilter("ignore")
+    resource.setrlimit(resource.RLIMIT_CPU, (100, 100))
+    for what, changed in states(meta, count):
+        with open(folder / "state.npz", "wb") as file:
+            ddpg.write_npz(file, arrays, **changed)
+        sys.stderr = said = io.StringIO()
+        try:
+            for _ in itertools.islice(ddpg.resume(folder), 4):
+                pass
+            went_on += 1
+        except (UsageError, EnvError) as error:
+            ddpg.warn(error)
+            if len(str(error)) > 10_000:
+                wrong.append((what, "a text without end"))
+        except BaseException as error:
+            wrong.append((what, error))
+        finally:
+            sys.stderr = sys.__stderr__
+        lines = said.getvalue().splitlines()
+        if len(lines) > 4 or not all(line.isprintable() and len(line) <= 200 for line in lines):
+            wrong.append((what, lines))
+    assert not wrong, "\n".join(map(repr, wrong))
+    print(f"{went_on} of {count} went on all the same")
+
+
+CODE = "\x1b[2J\x07"  # which clears a terminal, and rings
+CODED = [{name: CODE} for name in ("machine", "made_by", "threads", "env")]
+CODED += [{"config": {name: CODE}} for name in ("env", "algo", CODE)]
+CODED += [{"config": {"env": f"{CODE}:Pendulum-v1"}}]
+
+
+@pytest.mark.parametrize("changed", CODED, ids=repr)
+def test_resume_and_eval_print_no_control_characters_of_a_file(tmp_path, capsys, changed):
+    folder = begin(Config.preset(**SMALL, total_steps=60), tmp_path / "run")
+    policy = policy_file(tmp_path / "policy.npz")
+    for path, flags in (
+        (folder / "state.npz", ["--resume", str(folder), "--total-steps", "61"]),
+        (policy, ["--eval", str(policy)]),
+    ):
+        arrays, meta = ddpg.read_npz(path)
+        arrays = {name: arrays[name] for name in arrays if name != "meta"}
+        config = meta["config"] | changed.get("config", {})
+        ddpg.write_npz(path, arrays, **meta | changed | {"config": config})
+        ddpg.main([*flags, "--episodes", "1", "--quiet"])
+    said = "".join(capsys.readouterr())
+    assert said.replace("\n", "").isprintable()
+
+
+@needs_unix
+def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path, count=250):
+    config = Config.preset(
+        **SHORT | dict(total_steps=90, learning_starts=25, eval_every=40, eval_episodes=1)
+    )
+    config = config.replace(hidden=(8,), batch_size=4, max_episode_steps=20, solved_at=9.0)
+    save_each_episode()
+    folder = begin(config.replace(noise_sigma_end=0.1), tmp_path / "run", until=40)
+    (folder / "state.previous.npz").unlink()
+    assert state_of(folder)[1]["evaluation"]["step"] == 40
+    child = in_a_child(lambda: resume_tampered_states(folder, count), tmp_path / "log")
+    code, text = exit_code(child, 120), (tmp_path / "log").read_text()
+    assert code == 0, text
+    print(text)
+
+
+def resume_hostile_states(folder, named):
+    """To be run in a process of its own, whose memory is measured."""
+    before, at_first, wrong = contents(folder), peak(), []
+    for path, word in named:
+        os.replace(path, folder / "state.npz")
+        try:
+            with an_instant(path, at_first):
+                ddpg.resume(folder)
+            if word is not None:
+                wrong.append((path, "was accepted"))
+        except UsageError as error:
+            if (word or "") not in str(error):
+                wrong.append((path, error))
+        except Exception as error:
+            wrong.append((path, error))
+    os.unlink(folder / "state.npz")
+    for path, data in before.items():
+        path.write_bytes(data)
+    assert not wrong, "\n".join(map(repr, wrong))
+
+
+@needs_unix
+def test_resume_refuses_hostile_states_in_an_instant(tmp_path):
+    folder, more = begin(TOY_RUN.replace(env="Pendulum-v1"), tmp_path / "run"), tmp_path / "more"
+    more.mkdir()
+    (folder / "state.previous.npz").unlink(missing_ok=True)
+    arrays, meta = state_of(folder)
+    named = list(hostile(more, arrays, meta))
+    headers = {
+        "void": npy_header((6,) * 20, "|V0"),
+        "huge": npy_header((10**5, 10**6)),
+        "object": npy_header((3,), "|O"),
+        "text": np.array(["x"] * 3),
+        "time": np.zeros(3, "M8[s]"),
+        "header": b"\x93NUMPY\x02\x00\xff\xff\xff\x7f" + b" " * 1000,
+        "none": b"",
+    }
+    a_tensor = next(key for key in arrays if key.startswith("tensor"))
+    for key in "torch_rng", "episodes.csv", "rows", a_tensor:
+        for kind, header in headers.items():
+            path = archive_of(more / f"{key} {kind}.npz", arrays | {key: header}, json.dumps(meta))
+            named.append((path, None if ".csv" in key else ""))  # of which any bytes are a text
+    child = in_a_child(lambda: resume_hostile_states(folder, named), tmp_path / "log")
+    assert exit_code(child) == 0, (tmp_path / "log").read_text()
+
+
 # ---- policy files ----
 
 
@@ -2693,6 +3500,109 @@ class Evil:
         return open, ("executed", "w")
 
 
+def archive_of(path, arrays, meta, compression=zipfile.ZIP_STORED):
+    """A file of arrays, or what stands for them, in bytes, and of a text or another array."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for key, array in {"meta": np.array(meta), **arrays}.items():
+            with file.open(f"{key}.npy", "w") as member:
+                if isinstance(array, bytes):
+                    member.write(array)
+                else:
+                    np.lib.format.write_array(member, np.asarray(array))
+    return path
+
+
+def with_members(path, *members, sparse=0):
+    """More members, as (name, bytes), in an archive; the last is `sparse` bytes longer, of 0."""
+    with zipfile.ZipFile(path, "a") as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are there already
+        for name, data in members:
+            with file.open(name, "w", force_zip64=True) as member:
+                member.write(data)
+                if sparse and (name, data) == members[-1]:
+                    file.fp.seek(sparse - 1, os.SEEK_CUR)
+                    file.fp.write(b"\0")
+                    member._file_size += sparse
+    return path
+
+
+def with_directory(path, zip64="", names=150_000):
+    """An archive with very many empty members, in a directory as of zip64, if asked for.
+
+    The record of old has the size of a sound one then. "apart": the new one is not just before
+    its locator, where Pythons of 2025 on look for it.
+    """
+    data = path.read_bytes()
+    count, size, offset = struct.unpack("<HLL", data[-12:-2])
+    fields = struct.pack("<6H3L5H2L", 20, 20, 0, 0, 0, 33, 0, 0, 0, 11, 0, 0, 0, 0, 0, 0)
+    more = [b"PK\1\2" + fields + b"%07d.npy" % i for i in range(names)]
+    directory, total = data[offset : offset + size] + b"".join(more), count + names
+    end = offset + len(directory)
+    sizes = struct.pack("<4Q", total, total, len(directory), offset)
+    record = b"PK\6\6" + struct.pack("<QHHLL", 44, 45, 45, 0, 0) + sizes
+    locator = b"PK\6\7" + struct.pack("<LQL", 0, end, 1)
+    apart = b"apart" * (zip64 == "apart")
+    if apart:
+        record = record[:4] + struct.pack("<Q", 44 + len(apart)) + record[12:]
+    old = (min(total, 2**16 - 1),) * 2 + (size if zip64 else len(directory), offset)
+    tail = b"PK\5\6\0\0\0\0" + struct.pack("<HHLLH", *old, 0)
+    zip64 = record + apart + locator if zip64 else b""
+    path.write_bytes(data[:offset] + directory + zip64 + tail)
+    return path
+
+
+def hostile(folder, arrays, meta):
+    """Archives of these arrays that take long to read: paths, and a word of what is said."""
+    text, cut = json.dumps(meta), json.dumps(meta)[:100]
+    metas = {
+        "void": npy_header((6,) * 20, "|V0"),
+        "voids": npy_header((6,) * 20, "|V1"),
+        "structured": np.zeros((), [("a", "U9"), ("b", "i4", (1000, 1000))]),
+        "texts": np.array([text]),
+        "many texts": np.array([cut] * 10_000),
+        "no texts": np.zeros((0,), "U9"),
+        "bytes": np.array(text.encode()),
+        "number": np.array(1.0),
+        "endless text": npy_header((), "<U1000000000"),
+        "long text": npy_header((), f"<U{2**22}") + bytes(2**24),
+        "long junk": text + " " * 2**22,
+        "infinite text": npy_header((), "<U0"),
+        "list": np.array("[]"),
+        "scalar": np.array("1"),
+        "wide": np.array("[" + "{}," * 10**6 + "{}]"),
+    }
+    words = {
+        "long text": "too long",
+        "long junk": "too long",
+        "texts": "no text",
+        "void": "no text",
+    }
+    for name, value in metas.items():
+        yield archive_of(folder / f"meta {name}.npz", arrays, value), words.get(name, "")
+
+    def whole(name):
+        return archive_of(folder / f"{name}.npz", arrays, text)
+
+    yield with_directory(whole("crowd")), "too many"
+    for kind in "zip64", "apart":
+        yield with_directory(whole(kind), kind), "cannot be read"
+    key = next(iter(arrays))
+    for name in key, "meta":
+        yield with_members(whole(f"twice {name}"), (f"{name}.npy", b"")), "one name"
+    for name in "x.npy", "x":
+        path = whole(f"sparse {name}")
+        yield with_members(path, (name, npy_header((6 << 28,))), sparse=6 << 30), "arrays"
+    some = {name: array for name, array in arrays.items() if name != key}
+    path = archive_of(folder / "sparse array.npz", some, text)
+    header = npy_header((6 << 28,))
+    yield with_members(path, (f"{key}.npy", header), sparse=6 << 30), "arrays"
+    with zipfile.ZipFile(folder / "sparse meta.npz", "w"):
+        pass
+    header = npy_header((), f"<U{6 << 28}")
+    path = with_members(folder / "sparse meta.npz", ("meta.npy", header), sparse=6 << 30)
+    yield path, "too long"
+
+
 def junk(folder, good):
     """Files that are no policies: paths, and a word of what is said of each ("" if it is sound)."""
     data = good.read_bytes()
@@ -2704,14 +3614,7 @@ def junk(folder, good):
     def archive(name, members=None, compression=zipfile.ZIP_STORED, config=None, **changed):
         """A file with some arrays, values of config or of meta changed."""
         text = json.dumps(meta | {"config": meta["config"] | (config or {})} | changed)
-        with zipfile.ZipFile(folder / name, "w", compression) as file:
-            for key, array in {**arrays, "meta": np.array(text), **(members or {})}.items():
-                with file.open(f"{key}.npy", "w") as member:
-                    if isinstance(array, bytes):
-                        member.write(array)
-                    else:
-                        np.lib.format.write_array(member, np.asarray(array))
-        return folder / name
+        return archive_of(folder / name, {**arrays, **(members or {})}, text, compression)
 
     # No archive at all
     texts = dict(empty=b"", hello=b"hello", short=data[:500], half=data[: len(data) // 2])
@@ -2741,6 +3644,8 @@ def junk(folder, good):
         file.filelist += [file.getinfo(f"{key}.npy")] * 2_000
         file._didModify = True
     yield again, "compressed"
+    (folder / "hostile").mkdir()
+    yield from hostile(folder / "hostile", arrays, meta)
     # Arrays and values that do not make a policy
     with zipfile.ZipFile(folder / "bare.npz", "w") as file, file.open("meta.npy", "w") as member:
         np.lib.format.write_array(member, np.array("{}"))
@@ -2809,14 +3714,22 @@ FORBIDDEN = set(
 )
 
 
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@contextmanager
+def an_instant(what, at_first):
+    """In which little time is taken, and no more than a little memory since it was `at_first`."""
+    began = time.process_time()
+    yield
+    took = time.process_time() - began, (peak() - at_first) / 1e6
+    assert took[0] < 1 and took[1] < 256, (what, took)
+
+
 def load_hostile_files(good, named, count):
     """To be run in a process of its own, as an audit hook stays."""
-    import resource
-
     events, loaded = [], 0
-
-    def memory():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def hook(event, args):
         writing = event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)
@@ -2825,18 +3738,17 @@ def load_hostile_files(good, named, count):
 
     def attempt(path, word=""):
         nonlocal loaded
-        began = time.process_time()
-        try:
-            policy = load(path)
-            assert not word, path
-            loaded += 1
-            ddpg.env_maker_of(policy)
-        except UsageError as error:
-            text = str(error)
-            assert word in text and text.count("\n") < 3 and len(text) < 600, text
-        assert time.process_time() - began < 1 and memory() - at_first < 256e6, path
+        with an_instant(path, at_first):
+            try:
+                policy = load(path)
+                assert not word, path
+                loaded += 1
+                ddpg.env_maker_of(policy)
+            except UsageError as error:
+                text = str(error)
+                assert word in text and text.count("\n") < 3 and len(text) < 600, (path, text)
 
-    at_first = memory()
+    at_first = peak()
     attempt(good)
     for path, word in named:  # unhooked, as the libraries import some parts when first needed
         attempt(path, word)
@@ -2951,6 +3863,7 @@ REFUSED = """
     --resume . | not the folder of a run
     --resume= | need a name
     --out= | need a name
+    --hidden 16384 16384 16384 16384 | gigabytes
 """
 
 
@@ -3292,6 +4205,246 @@ def test_command_help_shows_each_flag_and_the_presets():
         assert f.metadata["help"].split()[0] in text
     for env in PRESETS:
         assert env in text
+
+
+def lines_of(capsys):
+    """What was said of bad input: exit code 2 is for a person, who reads at most three lines."""
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert 0 < len(lines) <= 3 and max(map(len, lines)) <= 200, lines
+    assert out == "" and "Traceback" not in err
+    return lines
+
+
+LONG = {
+    "300": "x" * 300,
+    "5000": "x" * 5000,
+    "long path": "/".join(["x" * 99] * 60),
+    "lines": "x\n" * 2500,
+    "returns": "x\r\n" * 300,
+    "format": "{x} %s %(prog)s {" * 30,
+    "module": "x:" + "y" * 5000,
+}
+LONG_FLAGS = (
+    "--eval --resume --out --env --env-kwargs --seed --hidden --algo --device --nope".split()
+)
+
+
+@pytest.mark.parametrize("flag", [*LONG_FLAGS, ""])
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_command_refuses_long_names_in_three_short_lines(tmp_path, monkeypatch, capsys, flag, text):
+    monkeypatch.chdir(tmp_path)
+    assert ddpg.main([*QUICK, *([flag] if flag else []), text]) == 2
+    lines_of(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+KWARGS = '{"a":NaN}', '{"a":%s}' % ("9" * 5000), "[" * 900 + "]" * 900, "[" * 10**5, "{" * 10**5
+KWARGS += '{"a":' + KWARGS[2] + "}", '{"a":[{"b":NaN}]}'
+
+
+@pytest.mark.parametrize("text", KWARGS, ids=lambda text: f"{text[:9]} of {len(text)}")
+def test_command_refuses_env_kwargs_that_are_no_json_of_a_file(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.chdir(tmp_path)
+    assert ddpg.main(["--env-kwargs", text]) == 2
+    assert re.search("env.kwargs", lines_of(capsys)[0]) and not list(tmp_path.iterdir())
+
+
+def test_command_evaluates_without_running_files_of_the_working_folder(tmp_path):
+    policy_file(tmp_path / "lander.npz", 8, (-1, -1), (1, 1), "LunarLanderContinuous-v3")
+    for name in "swig_runtime_data4", "jax", "mujoco", "pygame", "Box2D", "numpy", "sitecustomize":
+        (tmp_path / f"{name}.py").write_text(f"open({name!r} + '.executed', 'w')")
+    result = command("--eval", "lander.npz", "--episodes", 1, "--json", cwd=tmp_path, fresh=True)
+    assert result.returncode == 0 and json.loads(result.stdout)["episodes"] == 1, result.stderr
+    assert not list(tmp_path.glob("*executed"))
+
+
+@needs_unix
+@pytest.mark.parametrize("name", ["-x", "--help"])
+def test_command_prints_commands_that_work_when_copied(tmp_path, name):
+    """Also those of a run that was stopped, in an environment of one's own."""
+    shutil.copy(ROOT / "benchmarks" / "regulator.py", tmp_path)
+    flags = "--env regulator:Regulator-v0 --total-steps 200 --learning-starts 150 --hidden 8"
+    flags, out = [*flags.split(), "--eval-every", "0", f"--out={name}"], tmp_path / "out"
+
+    def child():
+        os.chdir(tmp_path)
+        before_call(lambda: os.kill(os.getpid(), signal.SIGTERM), Training, "advance", 50)
+        return ddpg.main(flags)
+
+    def last_words(text, i=-1):
+        _, file, *words = shlex.split(text.splitlines()[i])
+        assert file == ("ddpg.py" if words[0].startswith("--") else "viewer.py")
+        return words
+
+    assert exit_code(in_a_child(child, out)) == 143
+    result = command(*last_words(out.read_text()), "--episodes", 1, cwd=tmp_path)
+    assert result.returncode == 0 and "Done after 200 steps" in result.stdout, result.stderr
+    path, *_ = last_words(result.stdout)
+    result = command(*last_words(result.stdout, -2), "--episodes", 1, cwd=tmp_path)
+    assert result.returncode == 0 and "over 1 test episodes" in result.stdout, result.stderr
+    assert (tmp_path / path).samefile(tmp_path / name) and (tmp_path / name / "last.npz").exists()
+
+
+STOPS = {  # steps of all environments until a signal comes, and after it, and whether it resumes
+    "a later evaluation": (1200, 0, True),
+    "the training": (700, 100, True),
+    "the final test": (2550, 0, False),
+    "--eval": (50, 0, False),
+}
+TERMINATED = "a later evaluation", "--eval"
+DEAF = [(p, *((signal.SIGTERM, 143) if p in TERMINATED else (signal.SIGINT, 130))) for p in STOPS]
+
+
+@needs_unix
+@pytest.mark.parametrize("place, number, code", DEAF)
+def test_command_lets_no_signal_be_an_exception_in_the_environment(
+    tmp_path, whole, place, number, code
+):
+    """One that swallows whatever is raised in its step, or makes another error of it."""
+    log, folder = tmp_path / "log", tmp_path / "run"
+    at, more, resumes = STOPS[place]
+    step, steps, raised = PendulumEnv.step, itertools.count(1), []
+
+    def deaf(env, action):
+        try:
+            if next(steps) == at:
+                os.kill(os.getpid(), number)
+                for _ in range(1000):
+                    pass
+        except BaseException as error:
+            raised.append(error)
+            if number == signal.SIGINT:
+                raise TypeError("another") from None
+        return step(env, action)
+
+    def child():
+        save_each_episode()
+        PendulumEnv.step = deaf
+        flags = ["--eval", str(whole)] if place == "--eval" else [*QUICK, "--out", str(folder)]
+        code = ddpg.main([*flags, "--episodes", "5"])
+        assert not raised and at + more <= next(steps) - 1 <= at + more + 1
+        return code
+
+    assert exit_code(in_a_child(child, log)) == code, log.read_text()
+    assert "Traceback" not in log.read_text() and " test " not in log.read_text()
+    if resumes:
+        go_on(folder)
+        assert_same(whole, folder)
+
+
+@needs_unix
+def test_command_a_signal_says_nothing_into_a_file_that_has_the_number_of_stderr(tmp_path):
+    other, folder = tmp_path / "other", tmp_path / "run"
+
+    def child():
+        os.close(2)
+        sys.stderr = None  # as Python has it then
+        assert os.open(other, os.O_CREAT | os.O_WRONLY) == 2
+        save_each_episode()
+        before_call(lambda: os.kill(os.getpid(), signal.SIGINT), Training, "advance", 450)
+        code = ddpg.main([*QUICK, "--out", str(folder)])
+        ddpg.warn("lost")
+        return code
+
+    assert exit_code(in_a_child(child)) == 130
+    assert other.read_bytes() == b""
+    assert state_of(folder)[1]["step"] == 600
+
+
+IMPORTS = "argparse", "dataclasses", "gymnasium", "torch"
+
+
+@needs_unix
+@pytest.mark.parametrize("module", IMPORTS)
+def test_command_leaves_without_a_word_at_ctrl_c_while_it_imports(tmp_path, module):
+    """A module in place of one that it imports says so and waits."""
+    script = "import signal\nprint('imported', flush=True)\nsignal.pause()\n"
+    (tmp_path / f"{module}.py").write_text(script)
+    line, more = [sys.executable, ROOT / "ddpg.py"], dict(cwd=tmp_path, text=True)
+    more |= dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(line, env={**os.environ, "PYTHONPATH": str(tmp_path)}, **more)
+    try:
+        assert process.stdout.readline() == "imported\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "") and process.returncode == 130
+    finally:
+        process.kill()
+
+
+def a_closed_pipe():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return writer
+
+
+def a_full_disk():
+    return os.open("/dev/full", os.O_WRONLY)
+
+
+def a_file():
+    return os.open("printed", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+
+# What is run, where stdout and stderr lead, and the exit code: 0 unless what was asked for is lost
+LOST = [
+    ("train", a_full_disk, a_full_disk, 0),
+    ("train", a_closed_pipe, a_closed_pipe, 0),
+    ("warn", a_file, a_closed_pipe, 0),
+    ("quiet", a_full_disk, a_file, 1),
+    ("json", a_closed_pipe, a_full_disk, 1),
+    ("eval", a_full_disk, a_full_disk, 1),
+    ("eval", a_closed_pipe, a_file, 1),
+    ("eval", a_file, a_full_disk, 0),
+    ("refuse", a_full_disk, a_closed_pipe, 2),
+    ("fail", a_closed_pipe, a_full_disk, 1),
+]
+needs_dev_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it needs /dev/full")
+IN_AN_INSTANT = (
+    "--out run --total-steps 60 --learning-starts 50 --hidden 8 --eval-every 60 --eval-episodes 1"
+).split()
+
+
+@needs_dev_full
+@pytest.mark.parametrize("what, out, err, code", LOST)
+def test_command_trains_on_when_its_output_is_lost_but_not_what_was_asked_for(
+    tmp_path, monkeypatch, whole, what, out, err, code
+):
+    monkeypatch.chdir(tmp_path)
+    asked = {"eval": ["--eval", str(whole)], "refuse": ["--gamma", "2"]}
+    asked |= {what: [*IN_AN_INSTANT, f"--{what}"] for what in ("quiet", "json")}
+    flags = asked.get(what, IN_AN_INSTANT)
+
+    def fail(*_):
+        raise RuntimeError("out of fuel")
+
+    def child():
+        os.dup2(out(), 1)
+        os.dup2(err(), 2)
+        sys.stdout, sys.stderr = (open(i, "w", closefd=False) for i in (1, 2))
+        if what == "fail":
+            before_call(fail, PendulumEnv, "step", 230)
+        if what == "warn":
+            before_call(lambda: ddpg.warn("a warning " * 99), PendulumEnv, "step", 230)
+        return ddpg.main([*flags, "--episodes", "1"])
+
+    assert exit_code(in_a_child(child)) == code
+    printed = Path("printed").read_text() if os.path.exists("printed") else ""
+    assert "Traceback" not in printed and "Exception ignored" not in printed
+    assert printed.count("\n") <= 1 or what in ("warn", "eval") and code == 0
+    if "run" in flags and what != "fail":
+        assert load(Path("run", "last.npz")).meta["step"] == 60 and ddpg.resume("run").step == 0
+
+
+@needs_dev_full
+def test_command_ends_as_it_should_when_the_interpreter_cannot_print(tmp_path):
+    """In one of its own, which flushes once more when it ends."""
+    line, streams = [sys.executable, ROOT / "ddpg.py"], dict(stdout=a_full_disk(), stderr=-1)
+    more = *IN_AN_INSTANT, "--episodes", "1", "--json"
+    result = subprocess.run([*line, *more], cwd=tmp_path, text=True, timeout=60, **streams)
+    assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("ddpg.py: cannot write")
+    assert load(tmp_path / "run" / "last.npz").meta["step"] == 60
 
 
 # ---- the README's changes ----
