@@ -189,10 +189,10 @@ class ReplayBuffer:
                 n_step_return = r + self.gamma * n_step_return
             discount = 0.0 if terminated else self.gamma ** len(self.pending)
             first, _ = self.pending.popleft()
-            row = np.concatenate([first, [n_step_return], next_obs, [discount]], dtype=np.float32)
-            if not all(map(math.isfinite, row.tolist())):  # faster than NumPy
+            row = np.concatenate([first, [n_step_return], next_obs, [discount]])
+            if not all(-3.4e38 < x < 3.4e38 for x in row.tolist()):  # nor is nan
                 raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
-            self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
+            self.rows[self.written % len(self.rows)] = torch.from_numpy(row.astype(np.float32))
             self.written += 1
 
     def sample(self, batch_size, generator=None):
@@ -716,6 +716,7 @@ def tune(config, threads=None):
 def one_line(value, most=120):
     """A value as errors show it."""
     text = " ".join(str(value).split())
+    text = "".join(c if c.isprintable() else "?" for c in text)  # a terminal may obey others
     return text if len(text) <= most else text[: most - 2] + ".."
 
 
@@ -739,7 +740,7 @@ def refusing(name, what, *passing):
     except (KeyboardInterrupt, *passing):
         raise
     except BaseException as error:
-        clear = isinstance(error, ValueError | ArithmeticError | OSError)
+        clear = isinstance(error, ValueError | ArithmeticError)
         kind = "" if clear else f"{type(error).__name__}: "
         raise UsageError(f"{one_line(name)} {what}: {kind}{one_line(error)}") from error
 
@@ -747,7 +748,7 @@ def refusing(name, what, *passing):
 def in_json(value):
     """A copy of a dict as files will hold it, or UsageError if that is another one."""
     with suppress(TypeError, ValueError, RecursionError):
-        text = json.dumps(value, indent=1)  # by a space for each level
+        text = json.dumps(value, indent=1, allow_nan=False)  # by a space for each level
         flat, short = "\n" + " " * 50 not in text, len(text) < 10**5
         if (copied := json.loads(text)) == value and flat and short:
             return copied
@@ -963,7 +964,7 @@ class Stopped(Exception):
 
 
 def env_makers(config, env=None):
-    """env, as in Training -> functions that make it to train and to evaluate, and one made.
+    """env, as in Training -> functions that make it to train and to evaluate, and its spaces.
 
     Raises UsageError for what does not exist or DDPG cannot control.
     """
@@ -984,9 +985,10 @@ def env_makers(config, env=None):
         probe = makers[0]()
         for problem in problems(probe, config, env):  # the first
             raise UsageError(f"{name}: {problem}")
+        spaces = probe.observation_space, probe.action_space
         if not own:
             probe.close()
-        return *makers, probe
+        return *makers, *spaces
 
 
 def problems(probe, config, env):
@@ -1025,8 +1027,8 @@ def env_maker_of(policy, **changes):
     if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
         text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
         raise UsageError(text)
-    _, make_env, probe = env_makers(replace(policy.config, **{"env": name} | changes))
-    sizes = [math.prod(space.shape) for space in (probe.observation_space, probe.action_space)]
+    _, make_env, *spaces = env_makers(replace(policy.config, **{"env": name} | changes))
+    sizes = [math.prod(space.shape) for space in spaces]
     wanted = [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
         raise UsageError(f"{path} is for {wanted} observations and actions, not {sizes}")
@@ -1083,7 +1085,10 @@ class Episode:
         try:
             array = np.array(value)  # a copy
             if array.dtype.kind in "biufO":  # neither complex numbers nor texts
-                array = array.astype(dtype, copy=False).reshape(size)
+                if array.dtype != dtype:
+                    with np.errstate(over="ignore"):  # it is an error below
+                        array = array.astype(dtype)
+                array = array.reshape(size)
                 if all(map(math.isfinite, array.tolist())):
                     return array
         except (TypeError, ValueError, OverflowError):
@@ -1164,8 +1169,8 @@ class Training:
             name = spec.id if plain else getattr(env, "__name__", type(bare).__name__)
             config = replace(config, env=name)
         self.config, self.own_env = config, isinstance(env, gym.Env)
-        self.make_env, self.make_eval_env, probe = env_makers(config, env)
-        obs_dim, space = math.prod(probe.observation_space.shape), probe.action_space
+        self.make_env, self.make_eval_env, observations, space = env_makers(config, env)
+        obs_dim = math.prod(observations.shape)
         sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
             self.agent = agent(obs_dim, space.low, space.high, config, device)
@@ -1518,7 +1523,7 @@ def begin_again(path, env, device, threads, agent, changes):
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
-            own = f"agent={meta['made_by']}" + " and env=.. of your own" * meta["env_given"]
+            own = f"agent={meta['made_by']}" + " and env=.. of your own" * bool(meta["env_given"])
             raise UsageError(f"{path} was trained with {own}: pass them to resume again")
         most = 2**24 + 200 * meta["step"] + run.buffer.rows[: meta["written"]].nbytes
         most += 4 * sum(array.nbytes for array in run.state()[0].values())
@@ -1716,7 +1721,8 @@ def main(argv=None):
     except (TrainingError, OSError, KeyboardInterrupt) as error:
         if error.__cause__:
             say("".join(traceback.format_exception(error.__cause__)), "", sys.stderr)
-        warn(str(error) or f"{type(error).__name__} in the environment")
+        what = "cannot write: " * isinstance(error, OSError) + str(error)
+        warn(what or "KeyboardInterrupt in the environment")
         return 1
     finally:
         for stream in sys.stdout, sys.stderr:

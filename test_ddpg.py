@@ -1532,9 +1532,9 @@ def test_agent_says_where_it_has_diverged(make):
     if make:
         agent.actor_optimizer = make(agent.actor.parameters())
         agent.critic_optimizer = make(agent.critic.parameters())
-    agent.check_finite()
+    ddpg.check_finite(agent)
     learn(agent, 4)
-    agent.check_finite()
+    ddpg.check_finite(agent)
     held = [(name, "parameters", flat.data) for name, flat in agent.flat.items()]
     held += moments_of(agent)
     assert len(held) > 4 or make is OPTIMIZERS["plain SGD"]
@@ -1542,9 +1542,9 @@ def test_agent_says_where_it_has_diverged(make):
         last, rest = tensor.view(-1)[-1:], tensor.clone()
         last.fill_(value)
         with pytest.raises(FloatingPointError, match=f"{key} of the {name} has become {value}"):
-            agent.check_finite()
+            ddpg.check_finite(agent)
         tensor.copy_(rest)
-    agent.check_finite()
+    ddpg.check_finite(agent)
 
 
 # ---- train ----
@@ -1953,9 +1953,7 @@ def sound(path):
 def test_env_rewards_that_make_learning_diverge_are_named(tmp_path, total, every):
     config = Config(**SMALL | dict(eval_every=every), total_steps=total, eval_episodes=2)
     save_each_episode()
-    with pytest.raises(
-        EnvError, match=r"has become (inf|nan|-inf), after step \d+, in episode \d+"
-    ):
+    with pytest.raises(EnvError, match=r"has become (inf|nan|-inf) after step \d+ in episode \d+"):
         begin(config, tmp_path / "run", lambda: Toy(reward=lambda reward: 1e30), until=None)
     assert all(map(sound, (tmp_path / "run").rglob("*.npz")))
     assert ddpg.resume(tmp_path / "run", Toy).step <= 50
@@ -2676,7 +2674,7 @@ def test_folder_that_is_read_only_is_refused_at_once(tmp_path, monkeypatch, firs
         return opened(path, mode, *args, **kwargs)
 
     monkeypatch.setattr("builtins.open", refusing)
-    with pytest.raises(UsageError, match="cannot write to .*Permission denied"):
+    with pytest.raises(UsageError, match="cannot be written.*Permission denied"):
         next(ddpg.record(run, folder))
     assert contents(folder) == before
 
@@ -3574,8 +3572,8 @@ def hostile(folder, arrays, meta):
     words = {
         "long text": "too long",
         "long junk": "too long",
-        "texts": "no text",
-        "void": "no text",
+        "texts": "not a text",
+        "void": "not a text",
     }
     for name, value in metas.items():
         yield archive_of(folder / f"meta {name}.npz", arrays, value), words.get(name, "")
@@ -3583,7 +3581,7 @@ def hostile(folder, arrays, meta):
     def whole(name):
         return archive_of(folder / f"{name}.npz", arrays, text)
 
-    yield with_directory(whole("crowd")), "too many"
+    yield with_directory(whole("crowd")), "too long"
     for kind in "zip64", "apart":
         yield with_directory(whole(kind), kind), "cannot be read"
     key = next(iter(arrays))
@@ -3600,7 +3598,7 @@ def hostile(folder, arrays, meta):
         pass
     header = npy_header((), f"<U{6 << 28}")
     path = with_members(folder / "sparse meta.npz", ("meta.npy", header), sparse=6 << 30)
-    yield path, "too long"
+    yield path, "cannot be read"
 
 
 def junk(folder, good):
