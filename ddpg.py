@@ -189,16 +189,18 @@ class ReplayBuffer:
                 n_step_return = r + self.gamma * n_step_return
             discount = 0.0 if terminated else self.gamma ** len(self.pending)
             first, _ = self.pending.popleft()
-            row = np.concatenate([first, [n_step_return], next_obs, [discount]])
-            if not all(-3.4e38 < x < 3.4e38 for x in row.tolist()):  # nor is nan
+            R = n_step_return if abs(n_step_return) < 3.4e38 else np.nan  # or NumPy warns
+            row = np.concatenate([first, [R], next_obs, [discount]], dtype=np.float32)
+            if not all(map(math.isfinite, row.tolist())):
                 raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
-            self.rows[self.written % len(self.rows)] = torch.from_numpy(row.astype(np.float32))
+            self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
 
     def sample(self, batch_size, generator=None):
         """Draw obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
-        size, device = (batch_size,), self.rows.device
-        index = torch.randint(len(self), size, generator=generator, device=device)
+        index = torch.randint(
+            len(self), (batch_size,), generator=generator, device=self.rows.device
+        )
         return self.rows.index_select(0, index).split(self.columns, dim=1)
 
 
