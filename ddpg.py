@@ -170,8 +170,7 @@ class ReplayBuffer:
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
         self.n_step, self.gamma = n_step, gamma
-        self.pending = deque()  # the last steps, still short of n rewards
-        self.written = 0
+        self.pending, self.written = deque(), 0  # pending: the last steps, short of n rewards
 
     def __len__(self):
         return min(self.written, len(self.rows))
@@ -198,9 +197,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size, generator=None):
         """Draw obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
-        index = torch.randint(
-            len(self), (batch_size,), generator=generator, device=self.rows.device
-        )
+        size, device = (batch_size,), self.rows.device
+        index = torch.randint(len(self), size, generator=generator, device=device)
         return self.rows.index_select(0, index).split(self.columns, dim=1)
 
 
