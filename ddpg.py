@@ -752,8 +752,8 @@ def in_json(value):
         flat, short = "\n" + " " * 50 not in text, len(text) < 10**5
         if (copied := json.loads(text)) == value and flat and short:
             return copied
-    text = "JSON cannot hold it: texts as keys, no tuples, functions or nan, at most 50 deep"
-    raise UsageError(f"env_kwargs: {text}, 100,000 characters long")
+    text = "JSON must hold it: texts as keys; no tuples, functions or nan; 50 deep, 100,000 long"
+    raise UsageError(f"env_kwargs: {text}, at most")
 
 
 def checked(f, value):
