@@ -252,17 +252,69 @@ def wait_for(condition, seconds=30):
         time.sleep(0.01)
 
 
-def command(*arguments, cwd=None, timeout=60, fresh=False):
-    """Run ddpg.py as a user would: in a fork of this process, which has torch already, or `fresh`.
+def python(*arguments, cwd=None, **streams):
+    """Run a fresh interpreter, which takes seconds to import torch."""
+    env = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "error::SyntaxWarning"}
+    more = dict(cwd=cwd, timeout=60, env=env, text=True) | dict(stdout=-1, stderr=-1) | streams
+    return subprocess.run([sys.executable, *map(str, arguments)], **more)
 
-    Windows, which cannot fork, always takes a fresh interpreter.
+
+PRELOADED = """
+import json, os, signal, sys
+import gymnasium, torch
+for request in sys.stdin:
+    child = os.fork()
+    if not child:
+        break
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+else:
+    sys.exit()
+sys.argv, folder, *files = json.loads(request)
+signal.alarm(60)
+os.chdir(folder)
+for fd, file in zip((0, 1, 2), (os.devnull, *files)):
+    os.dup2(os.open(file, os.O_RDWR if fd else os.O_RDONLY), fd)
+__file__, sys.path[0] = os.path.abspath(sys.argv[0]), os.path.dirname(os.path.abspath(sys.argv[0]))
+with open(__file__) as file:
+    source = file.read()
+exec(compile(source, __file__, "exec"), globals())
+"""
+
+
+@pytest.fixture(scope="module")
+def interpreter():
+    """Like python(file, ..), in forks of an interpreter that has imported torch and nothing else
+    of note: each runs its file as __main__ and ends as an interpreter ends."""
+    if os.name != "posix":
+        yield python
+        return
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", PRELOADED], **pipes) as server:
+
+        def run(*arguments, cwd, **streams):
+            with tempfile.TemporaryDirectory() as folder:
+                paths = {name: Path(folder, name) for name in ("stdout", "stderr")}
+                for path in paths.values():
+                    path.touch()
+                files = [str(streams.get(name) or path) for name, path in paths.items()]
+                line = json.dumps([[*map(str, arguments)], str(cwd), *files])
+                print(line, file=server.stdin, flush=True)
+                code = int(server.stdout.readline())
+                texts = (path.read_text() for path in paths.values())
+                return subprocess.CompletedProcess(arguments, code, *texts)
+
+        yield run
+        server.stdin.close()
+
+
+def command(*arguments, cwd=None, timeout=60):
+    """Run ddpg.py as a user would: in a fork of this process, which has torch already.
+
+    Windows, which cannot fork, takes a fresh interpreter.
     """
     arguments = list(map(str, arguments))
-    if fresh or os.name != "posix":
-        line = [sys.executable, ROOT / "ddpg.py", *arguments]
-        env = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "error::SyntaxWarning"}
-        more = dict(cwd=cwd, timeout=timeout, env=env, capture_output=True, text=True)
-        return subprocess.run(line, **more)
+    if os.name != "posix":
+        return python(ROOT / "ddpg.py", *arguments, cwd=cwd)
 
     def work():
         os.chdir(cwd or os.getcwd())
@@ -1145,8 +1197,9 @@ def test_agent_trains_no_vector_that_nobody_uses(what, name, by_hand):
         setattr(agent, name, copy.deepcopy(getattr(agent, name)))
     else:
         HARMFUL[what](getattr(agent, name))
+    agent.updates = 98  # each hundredth checks it
     with pytest.raises(RuntimeError):
-        learn(agent, 101)
+        learn(agent, 3)
 
 
 def loss_of(agent, name):
@@ -1554,7 +1607,7 @@ def test_agent_says_where_it_has_diverged(make):
 @pytest.mark.parametrize("algo", ["ddpg", "td3"])
 def test_train_bootstraps_at_time_limits_and_not_in_terminal_states(algo, terminates, expected):
     """Reward 1 for ever is worth 1 / (1 - gamma) = 5; with one step in 10 the last, 3.57."""
-    changes = dict(learning_starts=100, gamma=0.8, total_steps=1600, tau=0.05, critic_lr=3e-3)
+    changes = dict(learning_starts=100, gamma=0.8, total_steps=600, tau=0.2, critic_lr=0.01)
     toy = Toy(terminates=terminates, obs=lambda t: [1.0])
     run = run_for(small(algo=algo, **changes), toy)
     q = run.agent.critic(torch.ones(1, 1), torch.zeros(1, 1))
@@ -1741,10 +1794,11 @@ def test_train_tables_and_files_take_numbers_that_are_not_pythons(kind, tmp_path
     assert meta["step"] == 2 and meta["evaluation"]["mean"] == pytest.approx(0.123456789)
 
 
-def test_train_says_if_threads_from_before_keep_denormals(tmp_path):
+def test_train_says_if_threads_from_before_keep_denormals(tmp_path, interpreter):
     """Those do that were made before it was tuned, as two of the four here."""
-    script = """
-import sys, torch, ddpg
+    script = f"""
+import sys; sys.path.append({str(ROOT)!r})
+import torch, ddpg
 numbers = torch.rand(2**22)
 for threads in 2, 2, 1:
     ddpg.tune(ddpg.Config(), threads)
@@ -1755,7 +1809,8 @@ torch.set_num_threads(4)
 (numbers * numbers).sum()
 ddpg.tune(ddpg.Config(), 4)
 """
-    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    (tmp_path / "script.py").write_text(script)
+    result = interpreter("script.py", cwd=tmp_path)
     first, second = result.stderr.splitlines()
     assert first == "tuned first" and second.startswith("ddpg.py: torch had threads before")
 
@@ -2286,9 +2341,11 @@ def whole_toy(tmp_path_factory):
     return folder
 
 
-def test_train_twice_with_a_seed_is_byte_identical_and_with_another_is_not(tmp_path, whole):
+def test_train_twice_with_a_seed_is_byte_identical_and_with_another_is_not(
+    tmp_path, whole, interpreter
+):
     again, other = tmp_path / "again", tmp_path / "other"
-    result = command(*QUICK, "--episodes", 1, "--out", again, fresh=True)
+    result = interpreter(ROOT / "ddpg.py", *QUICK, "--episodes", 1, "--out", again, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert_same(whole, again)
     train(PENDULUM_RUN.replace(seed=1), out=other)
@@ -2792,7 +2849,7 @@ def test_resume_after_a_stop_at_any_step_is_byte_identical(tmp_path, n_step, oft
     if often:
         save_each_episode()
     folder = begin(config, tmp_path / "parts", Toy)
-    for stop in range(1, 155, 7):
+    for stop in range(1, 155, 13):
         run = go_on(folder, Toy, until=stop)
         assert run.step == stop
         step = state_of(folder)[1]["step"]
@@ -3167,7 +3224,7 @@ def test_resume_on_another_machine_warns_in_one_line(tmp_path, monkeypatch, caps
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_resume_and_eval_heed_threads_and_device(tmp_path, monkeypatch):
+def test_resume_and_eval_heed_threads_and_device(tmp_path, monkeypatch, interpreter):
     folder, tuned = begin(Config.preset(**SMALL, total_steps=60), tmp_path / "run"), []
 
     def change_state(**changed):
@@ -3176,7 +3233,7 @@ def test_resume_and_eval_heed_threads_and_device(tmp_path, monkeypatch):
 
     assert state_of(folder)[1]["threads"] == 1
     flags = "--quiet --episodes 1 --threads 2 --device cpu".split()
-    result = command("--resume", folder, *flags, fresh=True)
+    result = interpreter(ROOT / "ddpg.py", "--resume", folder, *flags, cwd=tmp_path)
     assert result.returncode == 0 and state_of(folder)[1]["threads"] == 2, result.stderr
     monkeypatch.setattr(ddpg, "tune", lambda config, threads=None: tuned.append(threads))
     for flags in [], ["--threads", "2"]:
@@ -3235,9 +3292,10 @@ def test_resume_after_run_stop_is_byte_identical(tmp_path, whole_toy):
     assert_same(whole_toy, folder)
 
 
-def test_resume_after_a_loop_that_a_script_left(tmp_path, whole):
+def test_resume_after_a_loop_that_a_script_left(tmp_path, whole, interpreter):
     """At the level of a module, where nothing closes what it iterated over."""
     script = f"""
+import sys; sys.path.append({str(ROOT)!r})
 import ddpg
 ddpg.SAVE_EVERY, ddpg.SAVE_SHARE = 0.0, 1e9
 config = ddpg.Config.preset(**{SHORT})
@@ -3248,7 +3306,8 @@ for run in steps:
         break
 print(run.step)
 """
-    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    (tmp_path / "script.py").write_text(script)
+    result = interpreter("script.py", cwd=tmp_path)
     assert (result.returncode, result.stdout, result.stderr) == (0, "120\n", "")
     assert ddpg.resume(tmp_path / "run").step == 100
     go_on(tmp_path / "run")
@@ -3906,23 +3965,13 @@ def test_command_imports_from_the_working_folder_only_for_a_module_that_is_named
     assert sys.path == [*before, str(tmp_path)]  # the last: it shadows no library
 
 
-def python(*arguments, cwd, **environment):
-    return subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-
-
-def test_command_explains_a_missing_box2d(tmp_path):
-    script = "import sys; sys.modules['Box2D'] = None; import ddpg; sys.exit(ddpg.main(['--env', "
-    script += "'LunarLanderContinuous-v3']))"
-    result = python("-c", script, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert result.returncode == 2 and "gymnasium[box2d]" in result.stderr
-    assert result.stderr.count("\n") <= 3 and list(tmp_path.iterdir()) == []
+def test_command_explains_a_missing_box2d(tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("gymnasium.envs.box2d")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "Box2D", None)
+    monkeypatch.chdir(tmp_path)
+    assert ddpg.main(["--env", LANDER]) == 2
+    assert "gymnasium[box2d]" in " ".join(lines_of(capsys)) and not list(tmp_path.iterdir())
 
 
 def test_command_leaves_a_used_folder_alone(tmp_path):
@@ -3940,26 +3989,26 @@ def test_command_leaves_a_used_folder_alone(tmp_path):
 def test_command_needs_the_single_file_alone(tmp_path):
     shutil.copy(ROOT / "ddpg.py", tmp_path)
     assert python("ddpg.py", *QUICK, "--quiet", cwd=tmp_path).returncode == 0
-    evaluation = "ddpg.py --eval runs/Pendulum-v1/ddpg-seed0 --episodes 5 --json".split()
-    assert json.loads(python(*evaluation, cwd=tmp_path).stdout)["episodes"] == 5
+    evaluation = "--eval runs/Pendulum-v1/ddpg-seed0 --episodes 5 --json".split()
     policy_file(tmp_path / "scaled.npz", obs_scale=(1.0, 2.0, 3.0))
-    script = (
-        "import ddpg, sys; ddpg.load('scaled.npz'); print({'pygame', 'sympy'} & {*sys.modules})"
-    )
-    assert python("-c", script, cwd=tmp_path).stdout == "set()\n"  # either takes half a second
+    script = "import ddpg, sys; ddpg.load('scaled.npz'); ddpg.main(sys.argv[1:]); "
+    script += "print({'pygame', 'sympy'} & {*sys.modules})"  # either takes half a second
+    evaluated, imported = python("-c", script, *evaluation, cwd=tmp_path).stdout.splitlines()
+    assert json.loads(evaluated)["episodes"] == 5 and imported == "set()"
 
 
-def test_command_opens_the_viewer_beside_the_training(tmp_path):
+def test_command_opens_the_viewer_beside_the_training(tmp_path, interpreter):
     shutil.copy(ROOT / "ddpg.py", tmp_path)
     train_flags = *QUICK, "--out", "run"
     resume_flags = "--resume", "run", "--total-steps", "200"
-    result = python("ddpg.py", *train_flags, "--watch", cwd=tmp_path)
+    result = interpreter("ddpg.py", *train_flags, "--watch", cwd=tmp_path)
     assert result.returncode == 2 and "viewer.py" in result.stderr
     assert not (tmp_path / "run").exists()
     script = "import os, sys; open('begun', 'w').write(' '.join(sys.argv[1:]))"
     (tmp_path / "viewer.py").write_text(script + "; os.replace('begun', 'opened')")
     for flags in train_flags, resume_flags:
-        assert python("ddpg.py", *flags, "--quiet", "--watch", cwd=tmp_path).returncode == 0
+        result = interpreter("ddpg.py", *flags, "--quiet", "--watch", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
         wait_for((tmp_path / "opened").exists)
         assert (tmp_path / "opened").read_text() == f"{tmp_path / 'run'} --live"
         (tmp_path / "opened").unlink()
@@ -4198,7 +4247,7 @@ def test_command_prints_one_live_line_to_a_terminal(tmp_path):
 
 
 def test_command_help_shows_each_flag_and_the_presets():
-    text = command("--help", fresh=True).stdout
+    text = command("--help").stdout
     for f in fields(Config):
         assert f"--{f.name.replace('_', '-')}" in text
         assert f.metadata["help"].split()[0] in text
@@ -4253,7 +4302,8 @@ def test_command_evaluates_without_running_files_of_the_working_folder(tmp_path)
     policy_file(tmp_path / "lander.npz", 8, (-1, -1), (1, 1), "LunarLanderContinuous-v3")
     for name in "swig_runtime_data4", "jax", "mujoco", "pygame", "Box2D", "numpy", "sitecustomize":
         (tmp_path / f"{name}.py").write_text(f"open({name!r} + '.executed', 'w')")
-    result = command("--eval", "lander.npz", "--episodes", 1, "--json", cwd=tmp_path, fresh=True)
+    line = ROOT / "ddpg.py", "--eval", "lander.npz", "--episodes", 1, "--json"
+    result = python(*line, cwd=tmp_path)
     assert result.returncode == 0 and json.loads(result.stdout)["episodes"] == 1, result.stderr
     assert not list(tmp_path.glob("*executed"))
 
@@ -4436,11 +4486,10 @@ def test_command_trains_on_when_its_output_is_lost_but_not_what_was_asked_for(
 
 
 @needs_dev_full
-def test_command_ends_as_it_should_when_the_interpreter_cannot_print(tmp_path):
+def test_command_ends_as_it_should_when_the_interpreter_cannot_print(tmp_path, interpreter):
     """In one of its own, which flushes once more when it ends."""
-    line, streams = [sys.executable, ROOT / "ddpg.py"], dict(stdout=a_full_disk(), stderr=-1)
-    more = *IN_AN_INSTANT, "--episodes", "1", "--json"
-    result = subprocess.run([*line, *more], cwd=tmp_path, text=True, timeout=60, **streams)
+    line = ROOT / "ddpg.py", *IN_AN_INSTANT, "--episodes", 1, "--json"
+    result = interpreter(*line, cwd=tmp_path, stdout="/dev/full")
     assert result.returncode == 1 and result.stderr.count("\n") == 1, result.stderr
     assert result.stderr.startswith("ddpg.py: cannot write")
     assert load(tmp_path / "run" / "last.npz").meta["step"] == 60
@@ -4560,21 +4609,34 @@ def screen():
     pygame.font.init()
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folders of finished runs, of episodes of 200 steps and of 20."""
+    folders = {}
+    for length in 200, 20:
+        folder = folders[length] = tmp_path_factory.mktemp("runs") / "run"
+        (folder / "policies").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        rows = "step,eval_mean\n"
+        for i in range(4):
+            config = dict(seed=i, step=1000 * i, max_episode_steps=length)
+            make_policy(snapshot(folder, 1000 * i), **config)
+            rows += f"{1000 * i},{-1000 + 100 * i}\n"
+        shutil.copy(snapshot(folder, 2000), folder / "best.npz")
+        shutil.copy(snapshot(folder, 3000), folder / "last.npz")
+        (folder / "progress.csv").write_text(rows)
+    return folders
+
+
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(request, tmp_path, monkeypatch, runs):
     """The folder of a finished run: policies of the steps 0, 1000, 2000, the best, and 3000."""
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "runs" / PENDULUM / "ddpg-seed0"
-    (folder / "policies").mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    rows = "step,eval_mean\n"
-    for i in range(4):
-        make_policy(snapshot(folder, 1000 * i), seed=i, step=1000 * i)
-        rows += f"{1000 * i},{-1000 + 100 * i}\n"
-    shutil.copy(snapshot(folder, 2000), folder / "best.npz")
-    shutil.copy(snapshot(folder, 3000), folder / "last.npz")
-    (folder / "progress.csv").write_text(rows)
-    return folder
+    return shutil.copytree(runs[getattr(request, "param", 200)], folder)
+
+
+SHORT_EPISODES = pytest.mark.parametrize("run", [20], indirect=True, ids=[""])
 
 
 def open_window(target, *flags, size=(1000, 640)):
@@ -5336,6 +5398,7 @@ ONE_BAD_FILE = {  # a file of a run's folder, and what puts a bad one there
 
 
 @needs_unix
+@SHORT_EPISODES
 @pytest.mark.parametrize("name, spoil", ONE_BAD_FILE.values(), ids=ONE_BAD_FILE)
 def test_viewer_one_bad_file_costs_that_file(run, name, spoil):
     """It is named once, in the window as on stderr, and the others are played."""
@@ -5570,6 +5633,7 @@ def test_viewer_printing_to_nobody_ends_it_quietly(run):
 
 
 @needs_unix
+@SHORT_EPISODES
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("flags", [["--headless"], []], ids=["headless", "window"])
 def test_viewer_a_signal_is_heeded_after_the_step_and_the_summary_printed(run, number, flags):
@@ -5577,15 +5641,15 @@ def test_viewer_a_signal_is_heeded_after_the_step_and_the_summary_printed(run, n
         step, count = viewer.Window.step, itertools.count()
 
         def swallowing(window, *touched):
-            assert (n := next(count)) <= 450  # nor is another step begun
-            if n == 450:
+            assert (n := next(count)) <= 45  # nor is another step begun
+            if n == 45:
                 try:
                     signal.raise_signal(number)
                 except BaseException:  # as Box2D may do in its callbacks
                     pass
             step(window, *touched)
 
-        viewer.Window.step, viewer.SPEEDS[3] = swallowing, 16  # where a window begins
+        viewer.Window.step = swallowing
         viewer.Window.play = lambda window, dt: window.restart(1) if window.over else window.step()
         return viewer.main([str(run), *flags])
 
@@ -5630,9 +5694,9 @@ def test_viewer_a_signal_before_torch_is_loaded(run):
         assert importing.wait(20) == 130 and not importing.stderr.read()
 
 
-needs_full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="it needs /dev/full")
-OPENED_AND_CLOSED = """
-import sys, viewer
+OPENED_AND_CLOSED = f"""
+import sys; sys.path.append({str(ROOT)!r})
+import viewer
 def loop(window):
     while not window.over:
         window.step()
@@ -5642,24 +5706,23 @@ sys.exit(viewer.main(sys.argv[1:]))
 """
 
 
-@needs_full
-def test_viewer_output_that_fails_ends_no_window_and_is_said_without_one(run):
-    def ends(*command, **streams):
+@needs_dev_full
+def test_viewer_output_that_fails_ends_no_window_and_is_said_without_one(run, interpreter):
+    def ends(*line, **streams):
         """-> its exit code and the lines on stderr."""
-        more = dict(cwd=ROOT, timeout=60, text=True)
-        result = subprocess.run([sys.executable, *command], **dict(stderr=-1) | streams | more)
-        return result.returncode, len((result.stderr or "").splitlines())
+        result = interpreter(*line, cwd=ROOT, **streams)
+        return result.returncode, len(result.stderr.splitlines())
 
-    with open("/dev/full", "w") as full:
-        headless = "viewer.py", run, "--headless", "--episodes", "2"
-        assert ends(*headless, stdout=full) == (1, 1)
-        assert ends("viewer.py", "--help", stdout=full) == (1, 1)
-        assert ends("-c", OPENED_AND_CLOSED, run, stdout=full) == (0, 0)
-        assert ends("viewer.py", run / "none", stderr=full) == (2, 0)
-    assert ends("viewer.py", "--help", stdout=subprocess.DEVNULL) == (0, 0)
+    full, script = "/dev/full", run / "script.py"
+    script.write_text(OPENED_AND_CLOSED)
+    assert ends("viewer.py", run, "--headless", "--episodes", 2, stdout=full) == (1, 1)
+    assert ends("viewer.py", "--help", stdout=full) == (1, 1)
+    assert ends(script, run, stdout=full) == (0, 0)
+    assert ends("viewer.py", run / "none", stderr=full) == (2, 0)
+    assert ends("viewer.py", "--help", stdout=os.devnull) == (0, 0)
 
 
-@needs_full
+@needs_dev_full
 def test_viewer_a_picture_on_a_full_disk_is_an_error_in_a_line(run, capsys):
     assert "No space" in refused(capsys, run, "--png", "/dev/full")
 
@@ -5808,30 +5871,28 @@ def test_viewer_an_environment_may_change_the_working_folder(run, capsys, monkey
     assert all((start / f"Moving-v0-step3500-seed0.{kind}").exists() for kind in ("png", "gif"))
 
 
-def test_viewer_a_strangers_folder_runs_nothing(tmp_path):
+def test_viewer_a_strangers_folder_runs_nothing(tmp_path, interpreter):
     """What packages try to import is not taken from where the viewer was started."""
     path = make_policy(tmp_path / "lander.npz", LANDER)
     for name in "swig_runtime_data4", "jax", "mujoco", "PIL":
         (tmp_path / f"{name}.py").write_text("open('executed', 'w')")
-    command = [sys.executable, ROOT / "viewer.py", path.name, "--gif", "film.gif"]
-    more = dict(cwd=tmp_path, timeout=60, capture_output=True, text=True)
-    assert "seed 0: return" in subprocess.run(command, **more).stdout
+    line = ROOT / "viewer.py", path.name
+    assert "seed 0: return" in python(*line, "--gif", "film.gif", cwd=tmp_path).stdout
     assert not (tmp_path / "executed").exists() and (tmp_path / "film.gif").exists()
     (tmp_path / "mine.py").write_text(
         "import gymnasium\nopen('executed', 'w')\n"
         "gymnasium.register('Mine-v0', 'gymnasium.envs.box2d:LunarLander',"
         " max_episode_steps=99, kwargs={'continuous': True})"
     )
-    command[3:] = ["--headless", "--episodes", "1", "--env", "mine:Mine-v0"]
-    assert "seed 0: return" in subprocess.run(command, **more).stdout
+    flags = "--headless", "--episodes", 1, "--env", "mine:Mine-v0"
+    assert "seed 0: return" in interpreter(*line, *flags, cwd=tmp_path).stdout
     assert (tmp_path / "executed").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a window opens elsewhere without a DISPLAY")
 def test_viewer_no_display_is_refused(run):
     gone = {name: "" for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")}
-    command, env = [sys.executable, ROOT / "viewer.py", run], {**os.environ, **gone}
-    result = subprocess.run(command, env=env, stderr=subprocess.PIPE, text=True, timeout=60)
+    result = python(ROOT / "viewer.py", run, env=os.environ | gone)
     assert result.returncode == 2 and "--headless" in result.stderr
     assert len(result.stderr.splitlines()) <= 3
 
