@@ -39,7 +39,6 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import types
@@ -260,8 +259,9 @@ def python(*arguments, cwd=None, **streams):
 
 
 PRELOADED = """
-import json, os, signal, sys
+import gc, json, os, signal, sys
 import gymnasium, torch
+gc.freeze()  # as the end of an interpreter takes half a second otherwise
 for request in sys.stdin:
     child = os.fork()
     if not child:
@@ -1383,12 +1383,12 @@ def test_agent_target_noise_is_drawn_per_element_in_unit_scale_and_clamped():
 
 def test_agent_delays_count_critic_updates():
     agent, actors, targets = an_agent(), 0, 0
-    for _ in range(1001):
+    for _ in range(301):
         actor, target = (agent.flat[name].data.clone() for name in ("actor", "critic_target"))
         learn(agent, 1, 4)
         actors += not torch.equal(actor, agent.flat["actor"].data)
         targets += not torch.equal(target, agent.flat["critic_target"].data)
-    assert (actors, targets, agent.updates) == (500, 500, 1001)
+    assert (actors, targets, agent.updates) == (150, 150, 301)
 
 
 @BOTH_PATHS
@@ -1430,7 +1430,7 @@ def test_agent_learns_in_the_readmes_loop_of_ones_own():
             obs = obs + agent.act(obs)
         return np.abs(obs).sum(1).mean()
 
-    names = dict(obs_dim=2, low=[-0.5] * 2, high=[0.5] * 2, steps=2_000)
+    names = dict(obs_dim=2, low=[-0.5] * 2, high=[0.5] * 2, steps=800)
     names |= dict(system=system, restart=restart, obs=restart())
     loop = readme("for _ in range(steps)")
     exec(loop.replace("hidden=", "actor_lr=1e-3, critic_lr=1e-3, hidden="), names)
@@ -1493,7 +1493,8 @@ def hook_on_a_module(agent):
 def test_agent_by_hand_is_compared_with_autograd_on_real_batches_too(change, late):
     agent = stir(an_agent(algo="ddpg"))
     if late:
-        learn(agent, 990)
+        learn(agent, 2)
+        agent.updates = 990
         change(agent)
     else:
         change(agent)
@@ -2567,8 +2568,6 @@ def policy_file(path, obs_dim=3, low=(-2.0,), high=(2.0,), env="Pendulum-v1", **
 @pytest.mark.parametrize("recovers", [True, False])
 def test_folder_on_a_full_disk_gets_its_files_later(tmp_path, whole, recovers):
     """Full for 100 steps or for good: limited sizes of files make real writes fail half-way."""
-    import resource
-
     folder, log = begin(PENDULUM_RUN, tmp_path / "run"), tmp_path / "log"
     state, unlimited = folder / "state.npz", resource.RLIM_INFINITY
 
@@ -2833,7 +2832,7 @@ def test_folder_is_not_kept_by_a_process_that_the_environment_forked(tmp_path, w
 # ---- resuming ----
 
 
-@pytest.mark.parametrize("n_step, often", [(1, True), (3, True), (3, False)])
+@pytest.mark.parametrize("n_step, often", [(3, True), (1, False)])
 def test_resume_after_a_stop_at_any_step_is_byte_identical(tmp_path, n_step, often):
     """Stopped many times, in all ten steps of an episode; the state is of the end of one."""
     config = Config(
@@ -3030,9 +3029,7 @@ def test_resume_from_a_copy_of_the_folder_made_at_any_step(tmp_path, whole):
 
 DEATHS = [  # the n-th call of a function after the writing of a state has begun
     (np.lib.format, "write_array", 5),
-    (os, "fsync", 1),
-    (os, "fsync", 2),
-    (os, "replace", 1),
+    (os, "replace", 1),  # when it is whole, and synced
     (os, "replace", 2),
     (os, "replace", 3),
     (os, "replace", 4),
@@ -3828,7 +3825,7 @@ def load_hostile_files(good, named, count):
 
 
 @needs_unix
-def test_load_refuses_hostile_files_and_runs_nothing_in_them(tmp_path, monkeypatch, count=500):
+def test_load_refuses_hostile_files_and_runs_nothing_in_them(tmp_path, monkeypatch, count=240):
     monkeypatch.chdir(tmp_path)
     log, good = tmp_path / "log", policy_file(tmp_path / "good.npz", algo="td3")
     named = list(junk(tmp_path, good))
@@ -3941,8 +3938,6 @@ def test_command_refuses_bad_input_with_a_word_on_what_to_do(tmp_path, monkeypat
 
 @needs_unix
 def test_command_refuses_a_replay_that_does_not_fit(tmp_path):
-    import resource
-
     def child():
         mapped = resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
         resource.setrlimit(resource.RLIMIT_AS, (mapped + (16 << 30), resource.RLIM_INFINITY))
@@ -4213,25 +4208,18 @@ def test_command_prints_plain_lines_to_a_pipe(tmp_path):
 
 @needs_unix
 def test_command_prints_one_live_line_to_a_terminal(tmp_path):
-    import fcntl
-    import pty
-    import termios
-
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    arguments = [sys.executable, ROOT / "ddpg.py", *QUICK, "--out", tmp_path / "run"]
-    process = subprocess.Popen(arguments, stdout=slave, stderr=slave)
+    flags = [*QUICK, "--out", str(tmp_path / "run")]
+    child = in_a_child(lambda: ddpg.main(flags), os.ttyname(slave))
     os.close(slave)
-    timer = threading.Timer(60, process.kill)
-    timer.start()
     text = b""
     try:
         while part := os.read(master, 4096):
             text += part
     except OSError:  # the other end is closed
         pass
-    assert process.wait(timeout=60) == 0
-    timer.cancel()
+    assert exit_code(child) == 0
     os.close(master)
     lines = text.decode().split("\r\x1b[K")
     live = [line for line in lines if "s left" in line]
@@ -5277,7 +5265,7 @@ def test_viewer_the_timeline_shows_the_curve_and_goes_to_a_policy(w):
 @pytest.mark.parametrize("env", [PENDULUM, LANDER])
 def test_viewer_every_size(env, tmp_path):
     """Nothing is written outside the window, over something else, or too small to read."""
-    path = make_policy(tmp_path / "policy.npz", env)
+    path = make_policy(tmp_path / "policy.npz", env, max_episode_steps=50)
     sizes = (320, 240), (480, 320), (640, 400), (1000, 640), (1280, 1024), (2560, 1440), (500, 1200)
     for size in sizes:
         w = open_window(path, size=size)
@@ -5719,7 +5707,6 @@ def test_viewer_output_that_fails_ends_no_window_and_is_said_without_one(run, in
     assert ends("viewer.py", "--help", stdout=full) == (1, 1)
     assert ends(script, run, stdout=full) == (0, 0)
     assert ends("viewer.py", run / "none", stderr=full) == (2, 0)
-    assert ends("viewer.py", "--help", stdout=os.devnull) == (0, 0)
 
 
 @needs_dev_full
@@ -5873,7 +5860,7 @@ def test_viewer_an_environment_may_change_the_working_folder(run, capsys, monkey
 
 def test_viewer_a_strangers_folder_runs_nothing(tmp_path, interpreter):
     """What packages try to import is not taken from where the viewer was started."""
-    path = make_policy(tmp_path / "lander.npz", LANDER)
+    path = make_policy(tmp_path / "lander.npz", LANDER, max_episode_steps=40)
     for name in "swig_runtime_data4", "jax", "mujoco", "PIL":
         (tmp_path / f"{name}.py").write_text("open('executed', 'w')")
     line = ROOT / "viewer.py", path.name
