@@ -126,10 +126,7 @@ class Toy(gym.Env):
     def reset(self, seed=None, options=None):
         super().reset(seed=seed)
         self.seeds.append(seed)
-        self.t, self.end = (
-            0,
-            self.length(seed) if callable(self.length) else self.length,
-        )
+        self.t, self.end = 0, self.length(seed) if callable(self.length) else self.length
         return self.returned("reset", (self.returned("first", self.observe()), {}))
 
     def observe(self):
@@ -141,10 +138,7 @@ class Toy(gym.Env):
         self.received.append(action.copy())
         self.t += 1
         self.count += 1
-        obs, reward = (
-            self.returned("next_obs", self.observe()),
-            self.returned("reward", 1.0),
-        )
+        obs, reward = self.returned("next_obs", self.observe()), self.returned("reward", 1.0)
         over = self.t == self.end
         ends = bool(over and self.terminates), over and not self.terminates
         return self.returned("step", (obs, reward, *ends, {}))
@@ -212,10 +206,7 @@ def in_a_child(work, output=os.devnull, errors=None, timeout=120):
     try:
         for stream, path in (1, output), (2, errors or output):
             os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
-        sys.stdout, sys.stderr = (
-            open(1, "w", closefd=False),
-            open(2, "w", closefd=False),
-        )
+        sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))
         code = work() or 0
     except SystemExit as end:
         code = end.code or 0
@@ -347,12 +338,8 @@ def random_batch(agent, size=32, seed=0):
     def draw(columns):
         return torch.randn(size, columns, generator=generator)
 
-    obs, act, R, next_obs = (
-        draw(obs_dim),
-        draw(act_dim).clamp(-1, 1),
-        draw(1),
-        draw(obs_dim),
-    )
+    obs, act = draw(obs_dim), draw(act_dim).clamp(-1, 1)
+    R, next_obs = draw(1), draw(obs_dim)
     return obs, act, R, next_obs, torch.rand(size, 1, generator=generator).round() * 0.9
 
 
@@ -696,10 +683,7 @@ def moves_as_autograd_says(agent, size=1024):
         q = twin.critic_target(next_obs, twin.actor_target(next_obs))
         target_q = R + discount * q.amin(dim=0)
     for name, *inputs in ("critic", obs, act, target_q), ("actor", obs, act):
-        optimizer, loss = (
-            getattr(twin, f"{name}_optimizer"),
-            getattr(twin, f"{name}_loss"),
-        )
+        optimizer, loss = getattr(twin, f"{name}_optimizer"), getattr(twin, f"{name}_loss")
         optimizer.zero_grad()
         loss(*inputs).backward()
         optimizer.step()
@@ -1692,10 +1676,7 @@ def test_train_computes_in_float32():
 
 def test_train_heeds_its_flags():
     changes = dict(batch_size=7, updates_per_step=3, buffer_size=40, total_steps=60)
-    run, sizes = (
-        Training(small(noise_theta=0.3, reward_scale=0.5, **changes), Toy()),
-        [],
-    )
+    run, sizes = Training(small(noise_theta=0.3, reward_scale=0.5, **changes), Toy()), []
     update = run.agent.update
     run.agent.update = lambda batch: (sizes.append(len(batch[0])), update(batch))
     for _ in run:
@@ -2164,10 +2145,8 @@ def test_evaluate_serves_no_episode_to_two_of_training_selection_and_test(tmp_pa
     seeds = set(toys.seeds())
     training = {seed for seed in seeds if 2**31 <= seed < 2**32}
     assert len(training) >= 50
-    assert seeds - training == {
-        *range(100),
-        *range(10**6, 10**6 + 100),
-    }  # tests and selection
+    tests, selection = range(100), range(10**6, 10**6 + 100)
+    assert seeds - training == {*tests, *selection}
 
 
 def test_evaluate_begins_with_the_object_as_it_was_at_first():
@@ -2193,10 +2172,8 @@ def test_evaluate_confirms_what_looks_solved_by_more_episodes():
 
 
 def test_evaluate_takes_a_hundred_episodes_as_their_own_confirmation():
-    toys, changes = (
-        Toys(),
-        dict(eval_every=20, eval_episodes=120, total_steps=100, solved_at=9.5),
-    )
+    toys = Toys()
+    changes = dict(eval_every=20, eval_episodes=120, total_steps=100, solved_at=9.5)
     run = run_for(small(**changes), toys)
     evaluated = [seed for seed in toys.seeds() if seed < ddpg.TRAINING_SEEDS]
     assert run.solved == 0 and len(evaluated) == len(set(evaluated)) == 120
@@ -2268,9 +2245,13 @@ def go_on(folder, env=None, until=None, **changes):
     return follow(ddpg.resume(folder, env, **changes), folder, until)
 
 
-def state_of(folder):
-    arrays, meta = ddpg.read_npz(folder / "state.npz")
+def arrays_and_meta(path):
+    arrays, meta = ddpg.read_npz(path)
     return {name: arrays[name] for name in arrays if name != "meta"}, meta
+
+
+def state_of(folder):
+    return arrays_and_meta(folder / "state.npz")
 
 
 def rows_of_table(path):
@@ -2484,11 +2465,17 @@ RHYTHMS = {  # seconds that a save takes: the steps it is done at, a second each
 }
 
 
-@pytest.mark.parametrize("cost", RHYTHMS)
-def test_folder_state_is_saved_more_seldom_as_the_run_grows(tmp_path, monkeypatch, cost):
-    now, saved = [1000.0], []
+def a_clock(monkeypatch):
+    """[the time], which ddpg.py takes for that of a clock."""
+    now = [1000.0]
     clock = type("clock", (), {"perf_counter": staticmethod(lambda: now[0])})
     monkeypatch.setattr(ddpg, "time", clock)
+    return now
+
+
+@pytest.mark.parametrize("cost", RHYTHMS)
+def test_folder_state_is_saved_more_seldom_as_the_run_grows(tmp_path, monkeypatch, cost):
+    now, saved = a_clock(monkeypatch), []
     small = SMALL | dict(learning_starts=1000, total_steps=600)
     run = Training(Config(**small), Toy)
     state = run.state
@@ -2739,9 +2726,7 @@ def test_folder_gets_no_more_bytes_the_more_episodes_there_were(tmp_path, monkey
     """Episodes of one step, of a millisecond each; four evaluations come and no state is due."""
 
     def written(earlier):
-        now, sizes = [1000.0], []
-        clock = type("clock", (), {"perf_counter": staticmethod(lambda: now[0])})
-        monkeypatch.setattr(ddpg, "time", clock)
+        now, sizes = a_clock(monkeypatch), []
         run = Training(small(total_steps=10_000, learning_starts=10_000, eval_every=100), Toy)
         now[0] += 1
         run.tables["episodes.csv"] = ["a header\n", *["1,2,3,4,5,6\n"] * earlier]
@@ -3036,23 +3021,27 @@ DEATHS = [  # the n-th call of a function after the writing of a state has begun
 ]
 
 
+def die_in_a_save(owner, name, call, before=0):
+    """The end of this process, at the call of a function after a state, not the first ones, is to
+    be written."""
+    write, saves = ddpg.write, itertools.count()
+
+    def deadly_write(path, *args, **kwargs):
+        if path.name == "state.npz" and next(saves) == before:
+            before_call(lambda: os._exit(9), owner, name, call)
+        write(path, *args, **kwargs)
+
+    ddpg.write = deadly_write
+
+
 @needs_unix
 @pytest.mark.parametrize("first", [True, False], ids=["first save", "overwriting"])
 @pytest.mark.parametrize("owner, name, call", DEATHS, ids=[f"{d[1]} {d[2]}" for d in DEATHS])
 def test_resume_after_a_death_at_any_moment_of_a_save(tmp_path, whole, owner, name, call, first):
-    folder, before = tmp_path / "run", 0 if first else 2  # saves of the state
+    folder = tmp_path / "run"
 
     def child():
-        write, saves = ddpg.write, []
-
-        def deadly_write(path, *args, **kwargs):
-            if path.name == "state.npz":
-                if len(saves) == before:
-                    before_call(lambda: os._exit(9), owner, name, call)
-                saves.append(path)
-            write(path, *args, **kwargs)
-
-        ddpg.write = deadly_write
+        die_in_a_save(owner, name, call, before=0 if first else 2)
         save_each_episode()
         begin(PENDULUM_RUN, folder, until=None)
 
@@ -3259,14 +3248,7 @@ def test_resume_from_the_state_before_outlives_a_death_in_its_first_save(
     before = previous.read_bytes()
 
     def child():
-        write = ddpg.write
-
-        def deadly_write(path, *args, **kwargs):
-            if path == state:
-                before_call(lambda: os._exit(9), os, "replace", call)
-            write(path, *args, **kwargs)
-
-        ddpg.write = deadly_write
+        die_in_a_save(os, "replace", call)
         go_on(folder, Toy)
 
     assert exit_code(in_a_child(child)) == 9
@@ -3440,8 +3422,7 @@ def test_resume_and_eval_print_no_control_characters_of_a_file(tmp_path, capsys,
         (folder / "state.npz", ["--resume", str(folder), "--total-steps", "61"]),
         (policy, ["--eval", str(policy)]),
     ):
-        arrays, meta = ddpg.read_npz(path)
-        arrays = {name: arrays[name] for name in arrays if name != "meta"}
+        arrays, meta = arrays_and_meta(path)
         config = meta["config"] | changed.get("config", {})
         ddpg.write_npz(path, arrays, **meta | changed | {"config": config})
         ddpg.main([*flags, "--episodes", "1", "--quiet"])
@@ -3981,9 +3962,9 @@ def test_command_leaves_a_used_folder_alone(tmp_path):
     assert result.stderr.count("\n") <= 3
 
 
-def test_command_needs_the_single_file_alone(tmp_path):
+def test_command_needs_the_single_file_alone(tmp_path, interpreter):
     shutil.copy(ROOT / "ddpg.py", tmp_path)
-    assert python("ddpg.py", *QUICK, "--quiet", cwd=tmp_path).returncode == 0
+    assert interpreter("ddpg.py", *QUICK, "--quiet", cwd=tmp_path).returncode == 0
     evaluation = "--eval runs/Pendulum-v1/ddpg-seed0 --episodes 5 --json".split()
     policy_file(tmp_path / "scaled.npz", obs_scale=(1.0, 2.0, 3.0))
     script = "import ddpg, sys; ddpg.load('scaled.npz'); ddpg.main(sys.argv[1:]); "
@@ -3994,8 +3975,8 @@ def test_command_needs_the_single_file_alone(tmp_path):
 
 def test_command_opens_the_viewer_beside_the_training(tmp_path, interpreter):
     shutil.copy(ROOT / "ddpg.py", tmp_path)
-    train_flags = *QUICK, "--out", "run"
-    resume_flags = "--resume", "run", "--total-steps", "200"
+    train_flags = *IN_AN_INSTANT, "--episodes", "1"
+    resume_flags = "--resume", "run", "--total-steps", "70", "--episodes", "1"
     result = interpreter("ddpg.py", *train_flags, "--watch", cwd=tmp_path)
     assert result.returncode == 2 and "viewer.py" in result.stderr
     assert not (tmp_path / "run").exists()
@@ -4165,7 +4146,6 @@ def test_command_ends_the_final_test_at_a_signal(tmp_path, number, code):
     assert out.read_text().splitlines()[-1].endswith("Testing the best policy ..")
 
 
-@needs_unix
 def test_command_is_not_stopped_by_where_it_prints(tmp_path, monkeypatch):
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "ascii"))
@@ -4175,18 +4155,6 @@ def test_command_is_not_stopped_by_where_it_prints(tmp_path, monkeypatch):
     assert b" ? 0.0 over 1 test episodes" in printed.getvalue()
     monkeypatch.setattr(sys, "stdout", None)  # as in a process without a terminal
     assert ddpg.main([*QUICK, "--episodes", "1", "--out", str(tmp_path / "a")]) == 0
-    reader, writer = os.pipe()
-    os.close(reader)
-
-    def nobody_reads():
-        os.dup2(writer, 1)
-        sys.stdout = open(1, "w", closefd=False)
-        return ddpg.main([*QUICK, "--quiet", "--out", str(tmp_path / "b")])
-
-    errors = tmp_path / "errors"
-    assert exit_code(in_a_child(nobody_reads, errors=errors)) == 1
-    os.close(writer)
-    assert errors.read_text() == "" and (tmp_path / "b" / "state.npz").exists()
 
 
 def test_command_prints_commands_to_copy_that_are_quoted(tmp_path):
@@ -4467,6 +4435,7 @@ def test_command_trains_on_when_its_output_is_lost_but_not_what_was_asked_for(
 
     assert exit_code(in_a_child(child)) == code
     printed = Path("printed").read_text() if os.path.exists("printed") else ""
+    assert not printed or out is not a_closed_pipe  # as who reads no more needs no word
     assert "Traceback" not in printed and "Exception ignored" not in printed
     assert printed.count("\n") <= 1 or what in ("warn", "eval") and code == 0
     if "run" in flags and what != "fail":
@@ -5352,8 +5321,7 @@ def with_meta(**changes):
     """A function that writes a policy file that is sound but for these in its meta."""
 
     def write(path):
-        arrays, meta = ddpg.read_npz(make_policy(path))
-        arrays = {name: arrays[name] for name in arrays if name != "meta"}
+        arrays, meta = arrays_and_meta(make_policy(path))
         ddpg.write_npz(path, arrays, **meta | changes)
 
     return write
@@ -5361,7 +5329,6 @@ def with_meta(**changes):
 
 ONE_BAD_FILE = {  # a file of a run's folder, and what puts a bad one there
     "a pipe": ("progress.csv", lambda path: os.mkfifo(path)),
-    "endless": ("progress.csv", lambda path: path.symlink_to("/dev/zero")),
     "a folder": ("progress.csv", Path.mkdir),
     "6 GiB": ("progress.csv", sparse),
     "a long field": ("progress.csv", progress(b"0,5\n1," + b"1" * 200_000)),
@@ -5607,17 +5574,13 @@ def test_viewer_printing_in_ascii_never_fails(run, monkeypatch):
 
 @needs_unix
 def test_viewer_printing_to_nobody_ends_it_quietly(run):
-    reader, writer = os.pipe()
-    os.close(reader)
-
     def nobody_reads():
-        os.dup2(writer, 1)
+        os.dup2(a_closed_pipe(), 1)
         sys.stdout = open(1, "w", closefd=False)
         return viewer.main([str(run), "--headless"])
 
     errors = run / "errors"
     assert exit_code(in_a_child(nobody_reads, errors=errors)) == 1 and not errors.read_text()
-    os.close(writer)
 
 
 @needs_unix
