@@ -1,6 +1,6 @@
 """Tests of ddpg.py and viewer.py.
 
-    python -m pytest                 the fast ones, about two minutes on two cores
+    python -m pytest                 the fast ones, less than two minutes on two cores
     python -m pytest -k replay       one chapter, by the beginning of its tests' names
     python -m pytest -m slow         learning on several seeds, minutes
 
@@ -242,11 +242,14 @@ def wait_for(condition, seconds=30):
         time.sleep(0.01)
 
 
-def python(*arguments, cwd=None, **streams):
+ALONE = {"PYTHONPATH": "", "PYTHONWARNINGS": "error::SyntaxWarning"}
+
+
+def python(*arguments, cwd=None, **more):
     """Run a fresh interpreter, which takes seconds to import torch."""
-    env = {**os.environ, "PYTHONPATH": "", "PYTHONWARNINGS": "error::SyntaxWarning"}
-    more = dict(cwd=cwd, timeout=60, env=env, text=True) | dict(stdout=-1, stderr=-1) | streams
-    return subprocess.run([sys.executable, *map(str, arguments)], **more)
+    more = dict(env=os.environ | ALONE, stdout=-1, stderr=-1) | more
+    line = [sys.executable, *map(str, arguments)]
+    return subprocess.run(line, cwd=cwd, timeout=60, text=True, **more)
 
 
 PRELOADED = """
@@ -279,8 +282,8 @@ def interpreter():
     if os.name != "posix":
         yield python
         return
-    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, "-c", PRELOADED], **pipes) as server:
+    more = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | ALONE)
+    with subprocess.Popen([sys.executable, "-c", PRELOADED], **more) as server:
 
         def run(*arguments, cwd, **streams):
             with tempfile.TemporaryDirectory() as folder:
@@ -3022,8 +3025,8 @@ DEATHS = [  # the n-th call of a function after the writing of a state has begun
 
 
 def die_in_a_save(owner, name, call, before=0):
-    """The end of this process, at the call of a function after a state, not the first ones, is to
-    be written."""
+    """End this process at the `call`-th call of a function from the writing of a state on, after
+    `before` states that it wrote whole."""
     write, saves = ddpg.write, itertools.count()
 
     def deadly_write(path, *args, **kwargs):
@@ -4593,7 +4596,7 @@ def run(request, tmp_path, monkeypatch, runs):
     return shutil.copytree(runs[getattr(request, "param", 200)], folder)
 
 
-SHORT_EPISODES = pytest.mark.parametrize("run", [20], indirect=True, ids=[""])
+SHORT_EPISODES = pytest.mark.parametrize("run", [20], indirect=True, ids=["20 steps"])
 
 
 def open_window(target, *flags, size=(1000, 640)):
