@@ -1499,9 +1499,10 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     try:
         run = begin_again(latest, *given)
     except UsageError as error:
-        if not before:
-            raise
-        run = begin_again(before[0], *given)
+        try:
+            run = begin_again(before.pop(), *given)
+        except (IndexError, UsageError):
+            raise error from None
         run.spoilt = True
         warn(f"{error}; going on from the state before")
     run.saved = saved
