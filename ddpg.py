@@ -715,7 +715,10 @@ def tune(config, threads=None):
 
 def one_line(value, most=120):
     """A value as errors show it."""
-    text = " ".join(str(value).split())
+    try:
+        text = " ".join(str(value).split())
+    except Exception:  # of its own
+        text = f"of {type(value)}"
     text = "".join(c if c.isprintable() else "?" for c in text)  # a terminal may obey others
     return text if len(text) <= most else text[: most - 2] + ".."
 
@@ -858,7 +861,7 @@ class InParts(io.FileIO):
     """A file that is read in parts, as large arrays are, or not at all."""
 
     def read(self, size=-1):
-        if size > 2**21:
+        if size > 2**22:
             raise ValueError("its list of arrays, or its meta, is too long")
         return super().read(size)
 
@@ -897,9 +900,11 @@ def pack(tree, arrays):
 
 def unpack(tree, arrays):
     """What `pack` was given; torch's optimizers number their parameters' dicts."""
+    unread = set(arrays)
 
     def get(found):
         if "__tensor__" in found:
+            unread.remove(found["__tensor__"])  # or a small file may ask for much
             return torch.from_numpy(arrays[found["__tensor__"]])
         numbered = all(key.isdigit() and isinstance(v, dict) for key, v in found.items())
         return {int(key): v for key, v in found.items()} if numbered else found
@@ -916,6 +921,14 @@ def existing(folder, *names):
     return paths
 
 
+def bytes_of_networks(obs_dim, act_dim, config):
+    """What a file of an Actor and a Critic has at least."""
+    bare = replace(config, obs_scale=())  # to divide by it there imports sympy
+    with torch.device("meta"):  # which takes no memory
+        states = [network(obs_dim, act_dim, bare).state_dict() for network in (Actor, Critic)]
+    return sum(tensor.nbytes for state in states for tensor in state.values())
+
+
 def load(path, device="cpu"):
     """A policy file, or the best one of a run's folder -> an Agent with `meta`, or UsageError."""
     path = Path(path)
@@ -929,10 +942,8 @@ def load(path, device="cpu"):
         sound = sound and (score is None or math.isfinite(score)) and meta["env"].isprintable()
         if not sound:
             raise ValueError("of another format")
-        sizes, bare = (meta["obs_dim"], bounds.shape[1]), replace(config, obs_scale=())
-        with torch.device("meta"):  # takes no memory; to divide by obs_scale there imports sympy
-            states = [network(*sizes, bare).state_dict() for network in (Actor, Critic)]
-        nbytes = sum(tensor.nbytes for state in states for tensor in state.values())
+        sizes = meta["obs_dim"], bounds.shape[1]
+        nbytes = bytes_of_networks(*sizes, config)
         if not nbytes <= path.stat().st_size <= 2 * nbytes + 2**25:
             raise ValueError("its arrays are not those of its networks")
         agent = Agent(sizes[0], *bounds, config, device)
@@ -1059,6 +1070,8 @@ class Episode:
         self.obs = self.checked("observation", obs, np.float32, self.size)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
+        if not abs(self.ret) < 1e150:  # its square is part of a standard deviation
+            raise self.error(f"a return of {self.ret:g} is too large")
         self.terminated = self.truth("terminated", terminated)
         truncated = self.truth("truncated", truncated)
         self.over = self.terminated or truncated
@@ -1091,18 +1104,18 @@ class Episode:
                 array = array.reshape(size)
                 if all(map(math.isfinite, array.tolist())):
                     return array
-        except (TypeError, ValueError, OverflowError):
+        except Exception:  # which values of others may raise
             pass
         raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
 
     def truth(self, name, value):
         if isinstance(value, bool):
             return value
-        with suppress(TypeError, ValueError, KeyError):
+        with suppress(Exception):
             array = np.asarray(value)
             if array.dtype.kind in "biu":
                 return {0: False, 1: True}[array.item()]
-        raise self.error(f"{name} {one_line(repr(value))} is neither True nor False")
+        raise self.error(f"{name} {one_line([value])[1:-1]} is neither True nor False")
 
     def error(self, what):
         where = f"at step {self.length} of the episode with seed {self.seed}"
@@ -1123,13 +1136,17 @@ def evaluate(agent, make_env, seeds):
 
     finished = []
     for i in range(0, len(seeds), 100):  # side by side
-        episodes = [Episode(make_env, seed) for seed in unless_stopped(seeds[i : i + 100])]
-        while running := [e for e in episodes if not e.over]:
-            actions = agent.act(np.stack([e.obs for e in running]))
-            for episode, action in unless_stopped(zip(running, actions)):
-                episode.step(action)
-        for episode in episodes:
-            episode.close()
+        episodes = []
+        try:
+            for seed in unless_stopped(seeds[i : i + 100]):
+                episodes.append(Episode(make_env, seed))
+            while running := [e for e in episodes if not e.over]:
+                actions = agent.act(np.stack([e.obs for e in running]))
+                for episode, action in unless_stopped(zip(running, actions)):
+                    episode.step(action)
+        finally:
+            for episode in episodes:
+                episode.close()
         finished += [(e.ret, e.length) for e in episodes]
     returns, lengths = zip(*finished)
     return np.array(returns), np.array(lengths)
@@ -1205,12 +1222,22 @@ class Training:
                 solved = c.stop_when_solved and self.solved is not None
                 if stopped or solved or self.step >= c.total_steps:
                     check_finite(self.agent)
-                    return
+                    break
                 self.advance()
         except Stopped:  # when resumed, it evaluates again
-            return
+            pass
         except FloatingPointError as error:
+            self.leave_episode()
             raise EnvError(f"{error} after step {self.step:,} in episode {self.episodes}") from None
+        except EnvError:
+            self.leave_episode()
+            raise
+        self.leave_episode()
+
+    def leave_episode(self):
+        if self.episode and not self.own_env:
+            with suppress(EnvError):
+                self.episode.close()
 
     def advance(self):
         """One environment step, and the updates that go with it."""
@@ -1318,7 +1345,10 @@ class Training:
         if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
             raise ValueError("its counts or scores are none")
         for name in self.tables:
-            self.tables[name] = bytes(arrays[name]).decode().splitlines(keepends=True)
+            table = bytes(arrays[name]).decode()
+            if table.count("\n") > self.step + 2:
+                raise ValueError(f"its {name} is too long")
+            self.tables[name] = table.splitlines(keepends=True)
         self.agent.load_state_dict(unpack(meta["agent"], arrays))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
         self.rng.bit_generator.state = meta["rng"]
@@ -1370,8 +1400,15 @@ def let_go(handles=LOCKS):
         os.close(handle)
 
 
+def after_fork():
+    let_go()
+    for number in signal.SIGINT, signal.SIGTERM:  # or nobody could terminate that process
+        if signal.getsignal(number) is on_signal:
+            signal.signal(number, signal.SIG_DFL)
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=let_go)
+    os.register_at_fork(after_in_child=after_fork)
 
 
 @contextmanager
@@ -1382,13 +1419,14 @@ def lock(folder):
         return
     import fcntl
 
-    handle = os.open(folder, os.O_RDONLY)
+    with refusing(folder, "cannot be locked"):
+        handle = os.open(folder, os.O_RDONLY)
     LOCKS.add(handle)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{folder} is in use by another training") from None
+            raise UsageError(f"{folder} is in use by another training or loop") from None
         yield handle
     finally:
         let_go({handle})
@@ -1414,12 +1452,14 @@ def record(run, folder):
     began, save_at, warned = time.perf_counter(), 0.0, False
 
     def still_ours():
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, NotADirectoryError):
             if handle is None or os.path.samestat(os.fstat(handle), os.stat(folder)):
                 return
         raise TrainingError(f"{folder} has been moved or replaced: nothing more is written")
 
     def put(name, save, previous=None):
+        still_ours()
+        (folder / name).parent.mkdir(exist_ok=True)
         write(folder / name, save, previous, still_ours)
 
     def sound():
@@ -1434,17 +1474,23 @@ def record(run, folder):
             waiting.update(dict.fromkeys(names, file.getvalue()))
 
     def save(state, tables):
-        """Write what waits, these tables and, if asked to, the state."""
+        """Write what waits, these tables and, if asked to, the state: as many as can be."""
         waiting.update({name: "".join(run.tables[name]).encode() for name in tables})
+        errors = []
         for name, data in list(waiting.items()):
-            if data:
-                put(name, lambda file: file.write(data))
-            del waiting[name]
+            try:
+                if data:
+                    put(name, lambda file: file.write(data))
+                del waiting[name]
+            except OSError as error:
+                errors.append(error)
         if state and sound():
             arrays, meta = run.state()
             previous = None if run.spoilt else folder / "state.previous.npz"
             put(state_file.name, lambda file: write_npz(file, arrays, **meta), previous)
             run.saved, run.spoilt = generation(state_file), False
+        if errors:
+            raise errors[0]
 
     def finish():
         add_policy(["last.npz"])
@@ -1454,8 +1500,10 @@ def record(run, folder):
         if generation(state_file) not in (None, run.saved):
             raise UsageError(f"{folder} has a state that is not this run's: resume it again")
         with refusing(folder, "cannot be written", TrainingError):
-            for path in [*folder.glob(f"*{TEMPORARY}"), *folder.glob(f"policies/*{TEMPORARY}")]:
-                path.unlink()  # of a killed run
+            snapshots = folder.glob("policies/" + 12 * "[0-9]" + ".npz" + TEMPORARY)
+            files = "config.json", *run.tables, "last.npz", "best.npz", state_file.name
+            for path in [*snapshots, *(folder / f"{name}{TEMPORARY}" for name in files)]:
+                path.unlink(missing_ok=True)  # of a killed run
             text = json.dumps(run.circumstances(), indent=1).encode()
             put("config.json", lambda file: file.write(text))
         try:
@@ -1476,12 +1524,15 @@ def record(run, folder):
                         save_at = done + pause
                 except OSError as error:
                     if not warned:
-                        warn(f"cannot save to {folder}: {error}; training goes on")
+                        warn(f"training goes on, but cannot save to {folder}: {error}")
                     warned, save_at = True, now + 1
                 yield run
             finish()
         except EnvError:  # others may come within an update
-            finish()
+            try:
+                finish()
+            except OSError as error:
+                warn(f"cannot save to {folder}: {error}")
             raise
 
 
@@ -1499,6 +1550,8 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     try:
         run = begin_again(latest, *given)
     except UsageError as error:
+        if not str(error).startswith(one_line(latest)):  # it is not of the file
+            raise
         try:
             run = begin_again(before.pop(), *given)
         except (IndexError, UsageError):
@@ -1521,6 +1574,9 @@ def begin_again(path, env, device, threads, agent, changes):
             raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
         if ":" in config.env and env is None and "env" not in changes:
             raise UsageError(f"{path} may import nothing: name {one_line(config.env)} by --env")
+        size = path.stat().st_size
+        if meta["made_by"] == Agent.__name__ and bytes_of_networks(1, 1, config) > size:
+            raise ValueError("its networks are larger than the file")
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
@@ -1528,7 +1584,7 @@ def begin_again(path, env, device, threads, agent, changes):
             raise UsageError(f"{path} was trained with {own}: pass them to resume again")
         most = 2**24 + 200 * meta["step"] + run.buffer.rows[: meta["written"]].nbytes
         most += 4 * sum(array.nbytes for array in run.state()[0].values())
-        if path.stat().st_size > most:
+        if size > most:
             raise ValueError("its arrays are larger than those of its training")
         with arrays:
             run.restore(arrays, meta)
@@ -1643,8 +1699,11 @@ def train_command(options, explicit):
                 subprocess.Popen([sys.executable, viewer, folder, "--live", *own])
                 options.watch = False
     except EnvError as error:
-        text = f"the agent of step {run.step:,} is in {shown}, or one before it diverged"
-        raise EnvError(f"{error}\n{text}: try lower --actor-lr") from error.__cause__
+        if not SIGNALS:  # which workers of the environment may have died of
+            text = f"the agent of step {run.step:,} is in {shown}"
+            if not error.__cause__:
+                text += ", or one before it diverged: try lower --actor-lr"
+            raise EnvError(f"{error}\n{text}") from error.__cause__
     if SIGNALS:
         tell(f"Stopped at step {run.step:,}. To go on:\n  python ddpg.py --resume {named}")
         return 128 + SIGNALS[0]
@@ -1696,10 +1755,10 @@ def on_signal(number, frame):
 def main(argv=None):
     """Run the command line -> its exit code: 0, 1 failed, 2 refused, 130 or 143 for a signal."""
     gym.logger.min_level = gym.logger.ERROR  # its advice on versions comes as an error too
-    SIGNALS.clear()
+    before = {}
     with suppress(ValueError):  # in another thread than the main one
         for number in signal.SIGINT, signal.SIGTERM:
-            signal.signal(number, on_signal)
+            before[number] = signal.signal(number, on_signal)
     with suppress(AttributeError, OSError):  # where it is closed or no file
         sys.stdout.reconfigure(errors="replace")  # a terminal of ASCII has no ±
     try:
@@ -1726,6 +1785,9 @@ def main(argv=None):
         warn(what or "KeyboardInterrupt in the environment")
         return 1
     finally:
+        SIGNALS.clear()
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         for stream in sys.stdout, sys.stderr:
             try:
                 stream.flush()

@@ -1741,7 +1741,7 @@ def test_train_files_no_object_under_an_id_that_it_is_unlike(tmp_path, capsys):
 def test_train_closes_the_environment_of_each_episode_but_never_yours(tmp_path):
     toys, config = Toys(), small(total_steps=95)
     run_for(config, toys)
-    assert [toy.closed for toy in toys.made] == [1] * (len(toys.made) - 1) + [0]  # under way
+    assert [toy.closed for toy in toys.made] == [1] * len(toys.made)  # also the one under way
     for run in (steps := ddpg.record(Training(config, Toy), ddpg.new_folder(tmp_path / "run"))):
         if run.step == 40:
             break
@@ -1752,6 +1752,19 @@ def test_train_closes_the_environment_of_each_episode_but_never_yours(tmp_path):
     mine = Toy()
     run_for(config, mine)
     assert not mine.closed
+
+
+def test_train_closes_all_environments_when_one_fails():
+    fails = Toys(at=5, step=lambda result: 1 / 0)
+    with pytest.raises(EnvError):
+        run_for(small(total_steps=95), fails)
+    assert not fails.open()
+    for at, evaluation in (0, Toys(at=5, reward=lambda reward: np.nan)), (1, Toys()):
+        with pytest.raises(EnvError if not at else ddpg.Stopped):
+            ddpg.SIGNALS[:] = [2] * at
+            evaluate(an_agent(2), evaluation, range(3))
+        ddpg.SIGNALS.clear()
+        assert not evaluation.open()
 
 
 def test_train_files_no_policy_under_the_evaluation_of_an_earlier_step(tmp_path):
@@ -1967,7 +1980,7 @@ BEYOND = {  # what is wrong with a step: what is said of it
     "observation beyond float32": (dict(next_obs=lambda obs: np.float64([1e39, 0])), "observation"),
     "first beyond float32": (dict(first=lambda obs: [0, -1e300]), "observation"),
     "reward beyond float32": (dict(reward=lambda reward: 1e39), r"R = 1e\+39"),
-    "reward far beyond it": (dict(reward=lambda reward: -1e308), r"R = -1e\+308"),
+    "reward far beyond it": (dict(reward=lambda reward: -1e308), r"return of -1e\+308"),
 }
 
 
@@ -2590,7 +2603,7 @@ def test_folder_on_a_full_disk_gets_its_files_later(tmp_path, whole, recovers):
     assert text.count("cannot save to") == 1 and "training goes on" in text, text
     assert "Traceback" not in text and clean(folder) and code == (0 if recovers else 1)
     if not recovers:
-        assert "ddpg.py: cannot save" in text
+        assert "ddpg.py: cannot write" in text
         go_on(folder)  # from the last state that the disk took
     assert_same(whole, folder)
 
@@ -2691,7 +2704,7 @@ def test_folder_takes_a_run_twice_if_none_came_between(tmp_path, whole_toy):
 def test_folder_keeps_the_users_own_files(tmp_path, whole_toy):
     save_each_episode()
     folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
-    names = "notes.tmp", "state.npz.tmp", "last.npz.tmp", "tmp", "policies/a.tmp", "b.tmp/c"
+    names = "notes.tmp", "state.npz.tmp", "tmp", "policies/a.tmp", "b.tmp/c", "a.unfinished"
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
@@ -2699,7 +2712,25 @@ def test_folder_keeps_the_users_own_files(tmp_path, whole_toy):
     go_on(folder, Toy)
     assert [(folder / name).read_text() for name in names] == [*names]
     assert (folder / "best.npz.tmp").is_dir()
-    assert_same(whole_toy, folder)
+    assert same_run(whole_toy, folder) and same_state(whole_toy, folder)
+
+
+@pytest.mark.parametrize("lost", ["policies", "last.npz", "progress.csv"])
+def test_folder_without_a_place_for_one_file_gets_the_others(tmp_path, capsys, lost):
+    """Snapshots may be deleted; a folder may be in the way."""
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    if lost == "policies":
+        shutil.rmtree(folder / lost)
+        go_on(folder, Toy)
+        assert policies_in(folder) and capsys.readouterr().err == ""
+    else:
+        (folder / lost).unlink(missing_ok=True)
+        (folder / lost).mkdir()
+        with pytest.raises(OSError):
+            go_on(folder, Toy)
+        assert capsys.readouterr().err.count("training goes on") == 1
+    assert state_of(folder)[1]["step"] == TOY_RUN.total_steps // 10 * 10
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -3449,6 +3480,41 @@ def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path
     print(text)
 
 
+def test_resume_of_a_small_file_takes_no_large_memory(tmp_path):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    arrays, meta = state_of(folder)
+    (folder / "state.previous.npz").unlink()
+    wide = meta["config"] | {"hidden": [8_000, 8_000]}
+    lines = {"episodes.csv": np.frombuffer(b"\n" * 10**6, np.uint8)}
+    critic = dict.fromkeys(meta["agent"]["critic"], {"__tensor__": "tensor0"})
+    again = meta["agent"] | {"critic": critic}
+    for changed, words in (
+        ((arrays, meta | {"config": wide}), "networks are larger"),
+        ((arrays | lines, meta), "episodes.csv is too long"),
+        ((arrays, meta | {"agent": again}), "tensor0"),
+    ):
+        ddpg.write_npz(folder / "state.npz", changed[0], **changed[1])
+        with pytest.raises(UsageError, match=words):
+            ddpg.resume(folder, Toy)
+
+
+def test_resume_keeps_the_latest_state_where_the_environment_is_at_fault(tmp_path):
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    calls = itertools.count()
+
+    def busy():
+        if next(calls) == 0:
+            raise OSError("the port is busy")
+        return Toy()
+
+    with pytest.raises(UsageError, match="port is busy"):
+        ddpg.resume(folder, busy)
+    run = ddpg.resume(folder, busy)
+    assert run.step == 20 and not run.spoilt
+
+
 def resume_hostile_states(folder, named):
     """To be run in a process of its own, whose memory is measured."""
     before, at_first, wrong = contents(folder), peak(), []
@@ -4133,6 +4199,33 @@ def test_command_leaves_at_once_at_a_second_signal(tmp_path, whole, place):
     assert run.step == 100
     follow(run, folder)
     assert_same(whole, folder)
+
+
+@needs_unix
+@pytest.mark.parametrize("module", [ddpg, viewer])
+def test_command_leaves_no_handler_of_signals_to_forked_processes(module):
+    """multiprocessing ends its workers by SIGTERM."""
+    signal.signal(signal.SIGTERM, module.on_signal)
+    ready, tell = os.pipe()
+    worker = os.fork()
+    if not worker:
+        signal.alarm(20)
+        os.write(tell, b"!")
+        signal.pause()
+        os._exit(0)
+    assert os.read(ready, 1)
+    os.kill(worker, signal.SIGTERM)
+    assert exit_code(worker) == -signal.SIGTERM
+
+
+def test_command_gives_back_what_it_took(tmp_path, monkeypatch):
+    """For a notebook, whose trainings would end at once."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Agent, "act", lambda *_: os.kill(os.getpid(), signal.SIGINT) or [[0.0]])
+    assert ddpg.main([*QUICK, "--out", "run"]) == 130
+    assert before == [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    assert not ddpg.SIGNALS
 
 
 @needs_unix

@@ -58,6 +58,17 @@ def on_signal(number, frame):
     signals.append(number)
 
 
+def after_fork():
+    """Or nobody could terminate a process of the environment's."""
+    for number in signal.SIGINT, signal.SIGTERM:
+        if signal.getsignal(number) is on_signal:
+            signal.signal(number, signal.SIG_DFL)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=after_fork)
+
+
 def output(text="", end="\n"):
     try:
         print(text, end=end, flush=True)
@@ -109,13 +120,13 @@ def read_run(folder):
     policies, faults, snapshots = {}, [], sorted(folder.glob("policies/*.npz"))
     files = [folder] if folder.is_file() else [*snapshots, folder / "last.npz", folder / "best.npz"]
     for file in filter(os.path.exists, files):
-        try:
-            step = step_of(file, file.stat().st_mtime_ns, whole=file not in snapshots)
-            if file in snapshots and file.stem != f"{step:012d}":
-                raise ddpg.UsageError("its name is not its step")
+        step, fault = step_of(file, file.stat().st_mtime_ns, whole=file not in snapshots)
+        if not fault and file in snapshots and file.stem != f"{step:012d}":
+            fault = "its name is not its step"
+        if fault:  # one bad file costs that file
+            faults.append(f"{file.name}: {fault}")
+        else:
             policies[step] = file
-        except Exception as error:  # one bad file costs that file
-            faults.append(f"{file.name}: {error}")
     best = max([s for s in policies if policies[s].name == "best.npz"] or policies or [None])
     curve = read_curve(folder / "progress.csv", faults)
     return Run(dict(sorted(policies.items())), best, curve, faults)
@@ -123,12 +134,15 @@ def read_run(folder):
 
 @functools.lru_cache(1_000)
 def step_of(path, mtime, whole):
-    """The training step of a policy file, of which all is read or, which is quicker, its meta."""
-    meta = ddpg.load(path).meta if whole else ddpg.read_npz(path)[1]
-    step, score = meta["step"], meta["evaluation"]
-    if type(step) is int and 0 <= step <= 10**12 and (score is None or abs(score) < 1e300):
-        return step
-    raise ddpg.UsageError("its step or its evaluation is out of range")
+    """The training step of a policy file, of which all is read or its meta, and what is wrong."""
+    try:
+        meta = ddpg.load(path).meta if whole else ddpg.read_npz(path)[1]
+        step, score = meta["step"], meta["evaluation"]
+        if type(step) is int and 0 <= step <= 10**12 and (score is None or abs(score) < 1e300):
+            return step, ""
+        return None, "its step or its evaluation is out of range"
+    except Exception as error:  # returned, to be read once only
+        return None, str(error) or repr(error)
 
 
 def read_curve(path, faults):
