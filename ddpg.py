@@ -718,7 +718,7 @@ def one_line(value, most=120):
     try:
         text = " ".join(str(value).split())
     except Exception:  # of its own
-        text = f"of {type(value)}"
+        text = f"(a {type(value).__name__})"
     text = "".join(c if c.isprintable() else "?" for c in text)  # a terminal may obey others
     return text if len(text) <= most else text[: most - 2] + ".."
 
@@ -1092,7 +1092,7 @@ class Episode:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # whose traceback is shown
-            raise self.error(f"{type(error).__name__}: {error}") from error
+            raise self.error(f"{type(error).__name__}: {one_line(error)}") from error
 
     def checked(self, name, value, dtype, size):
         try:
