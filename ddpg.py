@@ -813,7 +813,8 @@ def check_finite(agent):
     """Raise FloatingPointError if it has diverged: learning would stop without a word."""
     held = [(name, {"parameters": flat.data}) for name, flat in agent.flat.items()]
     for name in "critic_optimizer", "actor_optimizer":
-        held += [(name, one) for one in getattr(agent, name).state_dict()["state"].values()]
+        state = getattr(agent, name).state_dict().get("state", {})
+        held += [(name, moments) for moments in state.values()]
     for name, tensors in held:
         for key, value in tensors.items():
             if torch.is_tensor(value) and not value.isfinite().all():
@@ -1325,6 +1326,7 @@ class Training:
         meta = {name: getattr(self, name) for name in self.FIELDS}
         meta |= dict(agent=pack(self.agent.state_dict(), arrays), rng=self.rng.bit_generator.state)
         meta |= dict(made_by=type(self.agent).__name__, env_given=self.env_given)
+        meta |= dict(obs_dim=self.agent.obs_dim, act_dim=len(self.agent.low))
         meta |= dict(seconds=time.perf_counter() - self.started, written=self.buffer.written)
         if self.config.save_replay:
             arrays["rows"] = self.buffer.rows[: len(self.buffer)].cpu().numpy()
@@ -1574,8 +1576,11 @@ def begin_again(path, env, device, threads, agent, changes):
             raise UsageError(f"a run keeps its configuration, without {', '.join(fixed)}")
         if ":" in config.env and env is None and "env" not in changes:
             raise UsageError(f"{path} may import nothing: name {one_line(config.env)} by --env")
-        size = path.stat().st_size
-        if meta["made_by"] == Agent.__name__ and bytes_of_networks(1, 1, config) > size:
+        size, least, sizes = path.stat().st_size, 0, (meta["obs_dim"], meta["act_dim"])
+        if meta["made_by"] == Agent.__name__:
+            with suppress(Exception):  # networks of your own may need a real device
+                least = bytes_of_networks(*sizes, config)
+        if least > size:
             raise ValueError("its networks are larger than the file")
         tune(config, threads or meta["threads"])
         run = Training(config, env, device or meta["device"], agent)

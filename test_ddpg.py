@@ -3499,6 +3499,22 @@ def test_resume_of_a_small_file_takes_no_large_memory(tmp_path):
             ddpg.resume(folder, Toy)
 
 
+class ActorOfParts(ddpg.Actor):
+    """Which exists for some sizes and on some devices only."""
+
+    def __init__(self, obs_dim, act_dim, config):
+        super().__init__(obs_dim, act_dim, config)
+        self.first = nn.Linear(obs_dim - 1, 4)
+        assert self.first.bias.detach().numpy().shape == (4,)
+
+
+def test_resume_takes_networks_that_exist_for_their_sizes_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(ddpg, "Actor", ActorOfParts)
+    save_each_episode()
+    folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
+    assert ddpg.resume(folder, Toy).step == 20
+
+
 def test_resume_keeps_the_latest_state_where_the_environment_is_at_fault(tmp_path):
     save_each_episode()
     folder = begin(TOY_RUN, tmp_path / "run", Toy, until=20)
