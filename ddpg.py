@@ -27,6 +27,8 @@ import functools
 import io
 import json
 import math
+import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -171,6 +173,7 @@ class ReplayBuffer:
         self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
         self.n_step, self.gamma = n_step, gamma
         self.pending, self.written = deque(), 0  # pending: the last steps, short of n rewards
+        self.size = torch.zeros((), dtype=torch.int64, device=device)  # for draw_rows
 
     def __len__(self):
         return min(self.written, len(self.rows))
@@ -197,8 +200,7 @@ class ReplayBuffer:
 
     def sample(self, batch_size, generator=None):
         """Draw obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
-        size, device = (batch_size,), self.rows.device
-        index = torch.randint(len(self), size, generator=generator, device=device)
+        index = draw_rows(self, batch_size, generator)  # uniformly
         return self.rows.index_select(0, index).split(self.columns, dim=1)
 
 
@@ -254,8 +256,7 @@ class Actor(nn.Module):
 class Critic(nn.Module):
     """Q_1(s, a) .. Q_n(s, a): obs (B, obs), act (B, act) -> (n, B, 1). Any nn.Module will do.
 
-    Layer norm replaces the DDPG paper's batch norm: it tames Q for unseen actions, and is the
-    same in training and evaluation.
+    Layer norm, here for the DDPG paper's batch norm, tames Q for unseen actions.
     """
 
     def __init__(self, obs_dim, act_dim, config):
@@ -332,8 +333,7 @@ class Noise:
     """
 
     def __init__(self, act_dim, theta, rng):
-        self.theta, self.rng = theta, rng
-        self.x = np.zeros(act_dim)
+        self.theta, self.rng, self.x = theta, rng, np.zeros(act_dim)
 
     def reset(self):
         """At the start of each episode."""
@@ -368,9 +368,11 @@ class Adam:
         self.flat.gather()
         k, m, v = self.state.values()
         k += 1
+        whole = [self.flat.data], [self.flat.grad], [m], [v]
+        parts = [x.split(4096) for (x,) in whole] if k.is_cuda else whole  # to fill the card
         torch._fused_adam_(
-            [self.flat.data], [self.flat.grad], [m], [v], [], [k], lr=self.lr, beta1=0.9,
-            beta2=0.999, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False,
+            *parts, [], len(parts[0]) * [k], lr=self.lr, beta1=0.9, beta2=0.999, eps=1e-8,
+            weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip
         # Or autograd would go back through a graph of the old values without a word
         torch.autograd.graph.increment_version(self.flat.params)
@@ -529,7 +531,17 @@ class Agent:
 
 # ---- speed ----
 
-LARGE_PRODUCT = 2**22  # multiplications, from which other kernels and a second thread pay
+LARGE_PRODUCT = 2**22  # multiplications, from which other kernels pay
+
+
+@functools.cache
+def onednn_is_faster():
+    """Whether the processor is AMD's Zen 5 or later, which MKL, torch's own, keeps to half of its
+    width. Elsewhere MKL is as fast, or faster. Asked, not timed, as it decides the last bits."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else platform.processor()  # as Windows names it
+    family = re.search(r"family\D+(\d+)", text, re.IGNORECASE)
+    return "AuthenticAMD" in text and family is not None and int(family[1]) >= 26
 
 
 @functools.cache
@@ -551,7 +563,7 @@ def bmm(a, b, bias=None, out=None):
         if n > 1 and i > 1 and j == 1:  # columns: MKL is ten times as fast with rows
             out = None if out is None else out.view(n, 1, i)
             return bmm(b.view(n, 1, k), a.mT, bias, out).mT
-        if min(i, k, j) >= 16 and onednn():  # half of MKL's time on an AMD processor
+        if min(i, k, j) >= 16 and onednn_is_faster() and onednn():
             terms = zip(a, b.mT, [None] * n if bias is None else bias[:, 0])
             products = [onednn()(x, y, z, "none", [], "") for x, y, z in terms]
             return products[0][None] if n == 1 and out is None else torch.stack(products, out=out)
@@ -628,6 +640,8 @@ class Original:
 def gradients_that_agree(agent):
     """{loss: gradient by hand} where it is autograd's: losses original, networks doing the same."""
     agree = {}
+    if agent.device.type == "cuda":  # where graphs do it better
+        return agree
     for name, gradient in ("critic", critic_gradient), ("actor", actor_gradient):
         loss = getattr(getattr(agent, f"{name}_loss"), "__func__", None)
         with suppress(Exception), torch.random.fork_rng(devices=[]):  # autograd will say the same
@@ -659,15 +673,17 @@ def same_gradient(agent, name, loss, gradient):
 
 def difference(agent, name, loss, gradient, batch):
     """How far a gradient by hand is from autograd's, as a part of it."""
-    flat, grads = agent.flat[name], []
+    flat, grads, precision = agent.flat[name], [], torch.get_float32_matmul_precision()
     for network in agent.actor, agent.critic:
         network.train()
+    torch.set_float32_matmul_precision("highest")
     for side in lambda *batch: loss(*batch).backward(), gradient:
         flat.gather()
         flat.grad.zero_()  # what the other side left
         side(agent, *(batch if name == "critic" else batch[:2]))
         flat.gather()
         grads.append(flat.grad.clone())
+    torch.set_float32_matmul_precision(precision)
     return (grads[0] - grads[1]).norm() / grads[0].norm().clamp(min=1e-30)
 
 
@@ -689,15 +705,136 @@ def only_of(flat, optimizer):
     return held <= {id(p) for p in flat.params}
 
 
-def tune(config, threads=None):
-    """Settings of the whole process: threads, denormals, seed, memory. Or UsageError.
+def draw_rows(buffer, n, generator):
+    """Indices (n,) of random rows; on CUDA in a way that a graph can repeat as the replay grows."""
+    if not buffer.rows.is_cuda:
+        return torch.randint(len(buffer), (n,), generator=generator, device=buffer.rows.device)
+    if not torch.cuda.is_current_stream_capturing():
+        buffer.size.fill_(len(buffer))
+    uniform = torch.rand(n, dtype=torch.float64, generator=generator, device=buffer.rows.device)
+    return (uniform * buffer.size).long()
+
+
+class Graphs:
+    """`learn` of a Training and `act_unit` of its agent on CUDA, captured and then replayed.
+
+    These are the same kernels in the same order, so the same bits, without the time it takes to
+    launch them. The first replays, and some later on, are compared with the code that they stand
+    for. Where it cannot be captured, or does what no graph can, it goes on without, and says so.
+    """
+
+    # Calls of each kind: cuBLAS must have seen all there is; 997 is a prime, which meets any phase
+    WARM_UP, COMPARED, COMPARE_EVERY = 60, 50, 997
+
+    def __init__(self, run):
+        self.run, self.agent, self.graphs, self.counts = run, run.agent, {}, {}
+        sizes = run.agent.obs_dim, len(run.agent.low)
+        self.input, self.output = (torch.zeros(1, size).pin_memory() for size in sizes)
+        self.obs = self.input.to(run.agent.device)
+        run.agent.MEASURE_EVERY *= 10  # as it takes as long as ten replays
+
+    def learn(self):
+        agent, buffer, learn = self.agent, self.run.buffer, self.run.learn
+        number = agent.updates + 1
+        if number % agent.MEASURE_EVERY == 1:
+            return learn()
+        buffer.size.fill_(len(buffer))
+        rates = [getattr(o, "lr", 0) for o in (agent.actor_optimizer, agent.critic_optimizer)]
+        kind = "update", number % agent.config.policy_delay == 0, *rates  # what a graph holds
+        networks = agent.flat["actor"], agent.flat["critic"]
+        self.do(kind, learn, learn, lambda: torch.cat([network.data for network in networks]))
+        agent.updates = number
+
+    def act_unit(self, obs):
+        def plain():
+            self.output.copy_(torch.from_numpy(self.agent.act_unit(obs[None])))
+
+        self.input.copy_(torch.from_numpy(obs))
+        self.do(("action",), self.act, plain, self.output.clone)
+        torch.cuda.current_stream().synchronize()
+        return self.output.numpy()[0].copy()
+
+    @torch.inference_mode()
+    def act(self):
+        self.obs.copy_(self.input, non_blocking=True)
+        self.output.copy_(self.agent.actor(self.obs), non_blocking=True)
+
+    def do(self, kind, work, plain, outcome):
+        """work(), replayed, or plain(), whose outcome() must be the same."""
+        count = self.counts[kind] = self.counts.get(kind, 0) + 1
+        compared = count <= self.WARM_UP + self.COMPARED or count % self.COMPARE_EVERY == 0
+        if count <= self.WARM_UP or self.run.graphs is None:
+            on_side_stream(plain)
+        elif kind not in self.graphs and not self.capture(kind, work):
+            plain()
+        elif not compared:
+            self.graphs[kind].replay()
+        else:
+            state, before = copy.deepcopy(self.agent.state_dict()), outcome()
+            self.graphs[kind].replay()
+            torch.cuda.current_stream().synchronize()
+            replayed = outcome()
+            self.agent.load_state_dict(state)
+            plain()
+            if not (outcome() - replayed).norm() <= 1e-3 * (outcome() - before).norm():
+                text = f"replaying the {kind[0]} is not the same: it depends on more than tensors"
+                if count > self.WARM_UP + self.COMPARED:  # others may have been wrong, too
+                    raise RuntimeError(f"{text}: pass --no-graphs, or set run.graphs = None")
+                self.give_up(text)
+        if len(self.counts) > 50:
+            self.give_up("learning rates change all the time")
+
+    def capture(self, kind, work):
+        """Whether there is now a graph of work(), which does not run."""
+        agent, graph = self.agent, torch.cuda.CUDAGraph()
+        updates, state = agent.updates, agent.generator.get_state()
+        try:
+            graph.register_generator_state(agent.generator)
+            with torch.cuda.graph(graph):
+                work()
+            self.graphs[kind] = graph
+        except Exception as error:
+            agent.generator = torch.Generator(agent.device)
+            agent.generator.set_state(state)
+            self.give_up(f"{type(error).__name__}: {error}")
+        agent.updates = updates
+        return kind in self.graphs
+
+    def give_up(self, why):
+        self.run.graphs = None
+        warn(f"slower, without CUDA graphs: {why}")
+
+
+def on_side_stream(work):
+    """As must be what is captured later."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        work()
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+PRECISIONS = "highest", "high", "medium"  # torch's: float32; TF32 on CUDA; bfloat16 with AMX, too
+
+
+def tune(config, threads=None, precision=None):
+    """Settings of the whole process: threads (1), denormals, seed, memory. Or UsageError.
 
     Call it first, in the thread that trains: denormals are flushed only in threads made later.
     """
     if threads not in (None, *range(1, 257)):
         raise UsageError(f"threads: {one_line(threads)} is not 1 to 256")
-    large = config.batch_size * max(config.hidden, default=0) ** 2 >= LARGE_PRODUCT
-    torch.set_num_threads(threads or min(2 if large else 1, os.cpu_count() or 1))
+    if precision not in (None, *PRECISIONS):
+        raise UsageError(f"precision: {one_line(precision)} is not {', '.join(PRECISIONS)}")
+    cores = free = os.cpu_count() or 1
+    with suppress(AttributeError, OSError):  # Windows knows no load
+        free = max(0, cores - round(os.getloadavg()[0]))  # of the last minute
+    if (threads or 1) > max(1, free):
+        text = "they wait for each other, which may take 10 times as long"
+        warn(f"{threads} threads, but {free} of {cores} cores are free: {text}")
+    torch.set_num_threads(threads or 1)
+    if precision:
+        torch.set_float32_matmul_precision(precision)
     if torch.set_flush_denormal(True):  # they make layers many times slower
         denormals = torch.ones(2**20, dtype=torch.int32).view(torch.float32)  # for each thread
         if (1 * denormals).view(torch.int32).any():
@@ -827,7 +964,8 @@ def check_finite(agent):
 FORMAT = 1  # of policy files
 TEMPORARY = ".unfinished"  # at the end of a name
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
-MACHINE = VERSIONS | {"cpu": torch.backends.cpu.get_cpu_capability()}  # decide the last bits
+MACHINE = {"cpu": torch.backends.cpu.get_cpu_capability(), "onednn": onednn_is_faster()}
+MACHINE |= VERSIONS  # what decides the last bits
 
 
 def write(path, save, previous=None, check=lambda: None):
@@ -1200,6 +1338,7 @@ class Training:
             raise UsageError(text) from None
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
+        self.graphs = Graphs(self) if self.agent.device.type == "cuda" else None
         self.started, self.stop, self.busy = time.perf_counter(), False, False
         self.step, self.episodes, self.episode = 0, 0, None  # None: between two episodes
         self.filled_from = 0  # the step since which there is a replay
@@ -1255,7 +1394,7 @@ class Training:
             if c.noise_sigma_end is not None:
                 annealing = [0, c.noise_anneal * c.total_steps]
                 sigma = np.interp(step, annealing, [c.noise_sigma, c.noise_sigma_end])
-            act = (agent.act_unit(obs) + self.noise(sigma)).clip(-1, 1)
+            act = ((self.graphs or agent).act_unit(obs) + self.noise(sigma)).clip(-1, 1)
         # Remember the action as it is executed
         act = act.astype(np.float32)
         rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
@@ -1264,10 +1403,14 @@ class Training:
         # Learn
         if step > self.filled_from + c.learning_starts:
             for _ in range(c.updates_per_step):
-                agent.update(self.buffer.sample(c.batch_size, agent.generator))
+                (self.graphs or self).learn()
         if self.episode.over:
             self.end_episode()
         self.busy = False
+
+    def learn(self):
+        """One update, from the replay. On CUDA `graphs` does the same, faster."""
+        self.agent.update(self.buffer.sample(self.config.batch_size, self.agent.generator))
 
     def start_episode(self):
         """From its own seed, in a new environment, as reset does not undo everything."""
@@ -1321,6 +1464,8 @@ class Training:
         What you add goes in here and into `restore`, or into FIELDS, or an agent's `state_dict`.
         """
         arrays = {"torch_rng": torch.get_rng_state().numpy()}
+        if self.agent.device.type == "cuda":
+            arrays["cuda_rng"] = torch.cuda.get_rng_state(self.agent.device).numpy()
         for name, lines in self.tables.items():
             arrays[name] = np.frombuffer("".join(lines).encode(), np.uint8)
         meta = {name: getattr(self, name) for name in self.FIELDS}
@@ -1334,8 +1479,9 @@ class Training:
 
     def circumstances(self):
         """What config.json says."""
-        device, threads = str(self.agent.device), torch.get_num_threads()
-        return dict(config=asdict(self.config), versions=VERSIONS, device=device, threads=threads)
+        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+        said = dict(device=str(self.agent.device), threads=threads, precision=precision)
+        return dict(config=asdict(self.config), versions=VERSIONS) | said
 
     def restore(self, arrays, meta):
         """Go on from what `state` returned: exactly, but for a replay that is not in it."""
@@ -1353,6 +1499,8 @@ class Training:
             self.tables[name] = table.splitlines(keepends=True)
         self.agent.load_state_dict(unpack(meta["agent"], arrays))
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
+        if self.agent.device.type == "cuda" and "cuda_rng" in arrays:  # not if it was on a CPU
+            torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), self.agent.device)
         self.rng.bit_generator.state = meta["rng"]
         self.started = time.perf_counter() - meta["seconds"]
         if "rows" in arrays:
@@ -1538,7 +1686,7 @@ def record(run, folder):
             raise
 
 
-def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
+def resume(folder, env=None, device=None, threads=None, agent=Agent, precision=None, **changes):
     """The Training whose folder this is, as it was last saved, with its `tune`, or UsageError.
 
     env, agent: as in Training. changes: to its Config, of which few are possible.
@@ -1546,7 +1694,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     folder = Path(folder).absolute()
     if isinstance(env, str):
         changes, env = changes | {"env": env}, None
-    given = env, device, threads, agent, changes
+    given = env, device, threads, agent, precision, changes
     latest, *before = existing(folder, "state.npz", "state.previous.npz")
     saved = generation(folder / "state.npz")  # before it is read, as a training may go on
     try:
@@ -1564,7 +1712,7 @@ def resume(folder, env=None, device=None, threads=None, agent=Agent, **changes):
     return run
 
 
-def begin_again(path, env, device, threads, agent, changes):
+def begin_again(path, env, device, threads, agent, precision, changes):
     """The Training that a state file is of, or UsageError."""
     arrays, meta = read_npz(path)
     with refusing(path, "cannot be resumed", UsageError):
@@ -1582,7 +1730,7 @@ def begin_again(path, env, device, threads, agent, changes):
                 least = bytes_of_networks(*sizes, config)
         if least > size:
             raise ValueError("its networks are larger than the file")
-        tune(config, threads or meta["threads"])
+        tune(config, threads or meta["threads"], precision or meta["precision"])
         run = Training(config, env, device or meta["device"], agent)
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
             own = f"agent={meta['made_by']}" + " and env=.. of your own" * bool(meta["env_given"])
@@ -1627,8 +1775,10 @@ def parse(argv):
     add("--episodes", type=int, default=TEST_EPISODES, help="test episodes to run (default 100)")
     devices = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
     devices += ["mps"] * torch.backends.mps.is_available()
-    add("--device", default="auto", choices=devices, help="auto: cuda for large networks")
-    add("--threads", type=int, metavar="N", help="CPU threads (default 1, 2 for large networks)")
+    add("--device", default="auto", choices=devices, help="auto: cuda for 128-128 and larger")
+    add("--threads", type=int, metavar="N", help="CPU threads (default 1)")
+    add("--precision", choices=PRECISIONS, help="of products, as torch has it (default highest)")
+    add("--graphs", action=argparse.BooleanOptionalAction, default=True, help="CUDA graphs")
     add("--watch", action="store_true", help="open the viewer beside the training")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
@@ -1674,17 +1824,20 @@ def train_command(options, explicit):
         raise UsageError(f"--watch needs {viewer}")
     if options.resume:
         shown, device = Path(options.resume), None if device == "auto" else device
-        run = resume(shown, device=device, threads=options.threads, **explicit)
+        machine = dict(device=device, threads=options.threads, precision=options.precision)
+        run = resume(shown, **machine, **explicit)
     else:
         c = Config.preset(**explicit)
-        tune(c, options.threads)
-        if device == "auto":  # by a guess, not measured
-            large = c.batch_size * max(c.hidden, default=0) >= 2**18
+        tune(c, options.threads, options.precision)
+        if device == "auto":  # from where an update takes about 1 ms on a CPU
+            large = c.batch_size * max(c.hidden, default=0) ** 2 >= 2**21
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         shown = Path(options.out or name)
         run = Training(c, None, device)
         new_folder(here / shown)
+    if not options.graphs:
+        run.graphs = None
     folder = here / shown  # an environment may have changed the working folder
     c, steps = run.config, record(run, folder)
     own = ["--env", c.env] * (":" in c.env)
@@ -1772,8 +1925,8 @@ def main(argv=None):
             sys.path.append(os.getcwd())  # for module:Id; no file may bring others along
         if not options.eval:
             return train_command(options, explicit)
+        tune(Config(), options.threads, options.precision)
         policy = load(options.eval, "cpu" if options.device == "auto" else options.device)
-        tune(policy.config, options.threads or 1)
         print_test(policy, env_maker_of(policy, **explicit), options)
         return 0
     except UsageError as error:

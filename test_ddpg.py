@@ -12,6 +12,7 @@ Chapters, in this order; before them, toy environments, small settings and helpe
     test_noise_       exploration
     test_agent_       the update against NumPy, gradients by hand, edited losses, optimizers, copies
     test_train_       the loop, seen from what is stored and learnt
+    test_graphs_      what CUDA replays is what the code does
     test_env_         what environments may be, and how their faults are named
     test_evaluate_    evaluations, selection, solved
     test_folder_      what is in a run's folder
@@ -45,7 +46,7 @@ import types
 import warnings
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,8 @@ from gymnasium.envs.classic_control import PendulumEnv
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ddpg
 import viewer
@@ -810,12 +813,33 @@ def test_network_of_any_size_passes_the_check_of_its_gradients_by_hand(changes, 
     assert len(agent.by_hand) == 2 and capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize("text, faster", [
+    ("vendor_id\t: AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2\n", True),
+    ("vendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\n", False),
+    ("vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\n", False),
+    ("vendor_id\t: GenuineIntel\ncpu family\t: 26\n", False),
+    ("AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD", True),  # Windows
+    ("AMD64 Family 25 Model 33 Stepping 2, AuthenticAMD", False),
+    ("Intel64 Family 6 Model 183 Stepping 1, GenuineIntel", False),
+    ("processor\t: 0\nCPU implementer\t: 0x41\n", False),  # ARM
+    ("arm", False),  # macOS
+    ("", False),
+])  # fmt: skip
+def test_network_products_are_chosen_by_the_processor(text, faster, monkeypatch):
+    monkeypatch.setattr(ddpg.platform, "processor", lambda: text)
+    for there in ["\t" in text] if text else [True, False]:
+        monkeypatch.setattr(Path, "exists", lambda path: there)
+        monkeypatch.setattr(Path, "read_text", lambda path: text)
+        assert ddpg.onednn_is_faster.__wrapped__() is faster
+
+
 @pytest.mark.skipif(not ddpg.onednn(), reason="this torch has no oneDNN products")
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_network_large_products_are_the_same_products(layer_norm, monkeypatch):
     changes = dict(hidden=(256, 256), actor_lr=1e-3, critic_lr=1e-3, layer_norm=layer_norm)
     agents, acts = [an_agent(5, [-1, -2], [1, 1], **changes) for _ in range(2)], []
     product, used = ddpg.onednn(), []
+    monkeypatch.setattr(ddpg, "onednn_is_faster", lambda: True)
     for agent, kernel in zip(agents, (lambda *args: used.append(1) or product(*args), None)):
         monkeypatch.setattr(ddpg, "onednn", lambda kernel=kernel: kernel)
         learn(agent, 10, size=256)
@@ -833,6 +857,7 @@ def test_network_large_products_are_the_same_products(layer_norm, monkeypatch):
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_network_products_of_any_shape_are_right(n, large, monkeypatch):
     monkeypatch.setattr(ddpg, "LARGE_PRODUCT", large)
+    monkeypatch.setattr(ddpg, "onednn_is_faster", lambda: True)
     for i, k, j in itertools.product((1, 2, 40), repeat=3):
         a, b, bias, out = (torch.randn(n, *shape) for shape in ((k, i), (k, j), (1, j), (i, j)))
         a, exact = a.mT, a.mT.double() @ b.double()
@@ -1699,9 +1724,8 @@ def test_train_tunes_threads_denormals_and_the_global_seed_first():
     train(small(total_steps=1, seed=5), Toy())
     assert torch.get_num_threads() == 1 and torch.initial_seed() == 5
     assert denormals_are_flushed() or not flushes
-    ddpg.tune(Config())  # 256-256, batch 256: large enough for a second thread
-    assert torch.get_num_threads() == min(2, os.cpu_count())
-    ddpg.tune(Config(), threads=1)
+    torch.set_num_threads(2)
+    ddpg.tune(Config(hidden=(1024, 1024)))  # one for all sizes
     assert torch.get_num_threads() == 1
     train(small(total_steps=1), Toy(), threads=2)
     assert torch.get_num_threads() == 2
@@ -1809,8 +1833,271 @@ ddpg.tune(ddpg.Config(), 4)
 """
     (tmp_path / "script.py").write_text(script)
     result = interpreter("script.py", cwd=tmp_path)
-    first, second = result.stderr.splitlines()
+    lines = [line for line in result.stderr.splitlines() if "cores are free" not in line]
+    first, second = lines
     assert first == "tuned first" and second.startswith("ddpg.py: torch had threads before")
+
+
+@pytest.mark.parametrize("threads, cores, load, told", [
+    (None, 2, 9.0, None),
+    (1, 1, 9.0, None),
+    (2, 2, 0.4, None),
+    (2, 2, 0.6, "2 threads, but 1 of 2 cores are free: they wait for each other, which may take"),
+    (8, 4, 0.0, "8 threads, but 4 of 4 cores are free"),
+    (2, 2, OSError(), None),  # where nobody counts
+])  # fmt: skip
+def test_train_says_if_there_are_fewer_free_cores_than_threads(
+    threads, cores, load, told, monkeypatch, capsys
+):
+    def loads():
+        if isinstance(load, OSError):
+            raise load
+        return load, 0.0, 0.0
+
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "getloadavg", loads, raising=False)
+    ddpg.tune(small(), threads)
+    error = capsys.readouterr().err
+    assert error.count("\n") == bool(told) and (told or "") in error
+
+
+def test_train_at_a_precision_of_ones_own(capsys):
+    """As gradients are compared exactly; the tuned precision is what is set, none is what was."""
+    products = []
+    try:
+        for precision in "medium", "high", None, "highest":
+            ddpg.tune(small(), None, precision)
+            agent = an_agent(hidden=(256, 256), batch_size=256)
+            learn(agent, 2, size=256)
+            assert len(agent.by_hand) == 2 and capsys.readouterr().err == ""
+            products.append(torch.get_float32_matmul_precision())
+        assert products == ["medium", "high", "high", "highest"]
+        with pytest.raises(UsageError, match="precision: 16 is not highest, high, medium"):
+            ddpg.tune(small(), None, 16)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+# ---- graphs ----
+
+
+class Recording(TorchDispatchMode):
+    """Stands for torch.cuda.CUDAGraph on a CPU: the operations on tensors within `graph`, which
+    have no effect then, and are done again, on the same memory, by `replay`."""
+
+    made, open = [], None
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.before, self.replays = [], {}, 0
+        self.made.append(self)
+
+    def register_generator_state(self, generator):
+        self.generator, self.state = generator, generator.get_state()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if "_local_scalar_dense" in str(function):  # .item() and the like
+            raise RuntimeError("operation not permitted when stream is capturing")
+        if function._schema.is_mutable:
+            for tensor in pytree.tree_leaves((args, kwargs)):
+                if torch.is_tensor(tensor):
+                    self.before.setdefault(id(tensor), (tensor, tensor.detach().clone()))
+        self.calls.append((function, args, kwargs or {}, function(*args, **kwargs or {})))
+        return self.calls[-1][-1]
+
+    @classmethod
+    @contextmanager
+    def graph(cls, recording):
+        cls.open = recording
+        try:
+            with recording:
+                yield
+        finally:
+            cls.open = None
+            with torch.inference_mode():
+                for tensor, before in reversed(recording.before.values()):
+                    tensor.copy_(before)
+            recording.generator.set_state(recording.state)
+
+    @torch.inference_mode()
+    def replay(self):
+        self.replays += 1
+        for function, args, kwargs, result in self.calls:
+            again = function(*args, **kwargs)
+            if not any(returned.alias_info for returned in function._schema.returns):
+                for old, new in zip(pytree.tree_leaves(result), pytree.tree_leaves(again)):
+                    _ = torch.is_tensor(old) and old.copy_(new)
+
+
+class OnCard:
+    """A replay as `draw_rows` sees it where its rows are on a card."""
+
+    def __init__(self, buffer):
+        self.buffer, self.size = buffer, buffer.size
+        self.rows = types.SimpleNamespace(is_cuda=True, device="cpu")
+
+    def __len__(self):
+        return len(self.buffer)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    """Makes the CPU a card, as far as Graphs see; runs(.., graphs=True) -> a Training there."""
+    stream = types.SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    fakes = dict(CUDAGraph=Recording, graph=Recording.graph, stream=lambda s: nullcontext())
+    fakes |= dict.fromkeys(("Stream", "current_stream"), lambda: stream)
+    fakes["is_current_stream_capturing"] = lambda: Recording.open is not None
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    draw, Graphs = ddpg.draw_rows, ddpg.Graphs
+    monkeypatch.setattr(ddpg, "draw_rows", lambda buffer, *args: draw(OnCard(buffer), *args))
+    for name, calls in dict(WARM_UP=4, COMPARED=8, COMPARE_EVERY=31).items():
+        monkeypatch.setattr(Graphs, name, calls)
+
+    def begin(graphs=True, agent=Agent, **changes):
+        Recording.made.clear()
+        config = small(**dict(total_steps=300, algo="td3") | changes)
+        run = Training(config, Toys(), agent=agent)
+        run.agent.by_hand = {}  # as on a card
+        run.graphs = Graphs(run) if graphs else None
+        return run
+
+    return begin
+
+
+def trained(run):
+    """All that came of it."""
+    for _ in run:
+        pass
+    state = run.agent.state_dict()
+    state = {name: state[name] for name in (*NETWORKS, "critic_optimizer", "generator", "updates")}
+    return pytree.tree_map(lambda x: x.tolist() if torch.is_tensor(x) else x, state), run.tables
+
+
+@pytest.mark.parametrize("changes", [
+    dict(),
+    dict(algo="ddpg", n_step=3, updates_per_step=2, learning_starts=20),
+    dict(policy_delay=3, layer_norm=False, buffer_size=70),
+])  # fmt: skip
+def test_graphs_replay_what_the_code_does_to_the_bit(card, changes, capsys):
+    plain, replayed = card(graphs=False, **changes), card(**changes)
+    assert trained(plain) == trained(replayed)
+    assert replayed.graphs and capsys.readouterr().err == ""
+    kinds = 2 if replayed.config.policy_delay == 1 else 3  # an action, updates
+    replays = sum(recording.replays for recording in Recording.made)
+    updates = replayed.agent.updates
+    assert len(Recording.made) == kinds and replays > 1.2 * updates > 200
+
+
+def test_graphs_go_on_from_a_state_to_the_bit(card):
+    def stopped(run, step):
+        for _ in run:
+            if run.step == step:
+                return run.state()
+
+    whole = trained(card(total_steps=600))
+    arrays, meta = stopped(card(total_steps=600), 300)
+    arrays, meta = pickle.loads(pickle.dumps((arrays, json.loads(json.dumps(meta, default=float)))))
+    again = card(total_steps=600)
+    again.restore(arrays, meta)
+    assert trained(again) == whole and again.graphs
+
+
+def test_graphs_follow_learning_rates_and_loaded_parameters(card):
+    def change(run):
+        for _ in run:
+            if run.step == 150:
+                run.agent.critic_optimizer.lr = run.agent.actor_optimizer.lr = 1e-2
+            if run.step == 220:
+                run.agent.load_state_dict(saved)
+                run.agent.updates = 221 - 50
+        return trained(run)
+
+    saved = copy.deepcopy(card(seed=1).agent.state_dict())
+    plain, replayed = card(graphs=False), card()
+    assert change(plain) == change(replayed)
+    assert replayed.graphs and len(Recording.made) == 5  # an action, two updates at two rates
+
+
+class Asks(Agent):
+    def critic_loss(self, obs, act, target_q):
+        loss = super().critic_loss(obs, act, target_q)
+        return loss if loss.item() < 1e9 else 0 * loss
+
+
+class Warms(Agent):
+    def critic_loss(self, obs, act, target_q):
+        return super().critic_loss(obs, act, target_q) * min(1, self.updates / 100)
+
+
+class Guesses(Agent):
+    def act_unit(self, obs):
+        return super().act_unit(obs) / 2
+
+
+class Alternates(Agent):
+    def actor_loss(self, obs, act):
+        return super().actor_loss(obs, act) * (1 if self.updates % 4 else 2)
+
+
+class Torchs(Agent):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.critic_optimizer = torch.optim.SGD(self.critic.parameters(), 1e-3, momentum=0.9)
+
+
+@pytest.mark.parametrize("kind, reason", [
+    (Asks, "RuntimeError: operation not permitted when stream is capturing"),
+    (Warms, "replaying the update is not the same: it depends on more than tensors"),
+    (Guesses, "replaying the action is not the same: it depends on more than tensors"),
+    (Alternates, "replaying the update is not the same: it depends on more than tensors"),
+    (Torchs, "replaying the update is not the same: it depends on more than tensors"),
+])  # fmt: skip
+def test_graphs_are_left_for_what_no_graph_can_do(card, kind, reason, capsys):
+    plain, replayed = card(graphs=False, agent=kind), card(agent=kind)
+    assert trained(plain) == trained(replayed) and replayed.graphs is None
+    assert capsys.readouterr().err == f"ddpg.py: slower, without CUDA graphs: {reason}\n"
+
+
+def test_graphs_are_left_where_a_learning_rate_always_changes(card, capsys):
+    def annealed(run):
+        for _ in run:
+            run.agent.critic_optimizer.lr = 1e-3 / (1 + run.step)
+        return trained(run)
+
+    replayed = card()
+    assert annealed(replayed) == annealed(card(graphs=False)) and replayed.graphs is None
+    assert capsys.readouterr().err.count("learning rates change all the time") == 1
+
+
+def test_graphs_that_come_to_differ_are_an_error(card):
+    class Weighs(Agent):
+        weight = 1.0
+
+        def critic_loss(self, obs, act, target_q):
+            return super().critic_loss(obs, act, target_q) * self.weight
+
+    run = card(agent=Weighs)
+    with pytest.raises(RuntimeError, match="replaying the update .* pass --no-graphs"):
+        for _ in run:
+            if run.step == 150:
+                run.agent.weight = -1.0
+
+
+def test_graphs_draw_from_all_rows_and_no_others():
+    buffer = ReplayBuffer(1_000, 1, 1)
+    buffer.written = 7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+        rows = ddpg.draw_rows(OnCard(buffer), 70_000, torch.Generator().manual_seed(0))
+    assert rows.bincount().sub(10_000).abs().max() < 500 and len(rows.bincount()) == 7
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA here")
+def test_graphs_on_a_card_check_all_of_this(interpreter):
+    result = interpreter(ROOT / "benchmarks" / "gpu.py", "--check", timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 # ---- environments ----
@@ -3245,7 +3532,8 @@ def test_resume_on_another_machine_warns_in_one_line(tmp_path, monkeypatch, caps
 
 
 def test_resume_and_eval_heed_threads_and_device(tmp_path, monkeypatch, interpreter):
-    folder, tuned = begin(Config.preset(**SMALL, total_steps=60), tmp_path / "run"), []
+    folder = begin(Config.preset(**SMALL, total_steps=60), tmp_path / "run")
+    tuned, precisions = [], []
 
     def change_state(**changed):
         arrays, meta = state_of(folder)
@@ -3255,13 +3543,22 @@ def test_resume_and_eval_heed_threads_and_device(tmp_path, monkeypatch, interpre
     flags = "--quiet --episodes 1 --threads 2 --device cpu".split()
     result = interpreter(ROOT / "ddpg.py", "--resume", folder, *flags, cwd=tmp_path)
     assert result.returncode == 0 and state_of(folder)[1]["threads"] == 2, result.stderr
-    monkeypatch.setattr(ddpg, "tune", lambda config, threads=None: tuned.append(threads))
+
+    def tune(config, threads=None, precision=None):
+        tuned.append(threads)
+        precisions.append(precision)
+
+    monkeypatch.setattr(ddpg, "tune", tune)
     for flags in [], ["--threads", "2"]:
         assert ddpg.main(["--eval", str(folder), "--episodes", "1", *flags]) == 0
     change_state(threads=3)
     ddpg.resume(folder)
     ddpg.resume(folder, threads=4)
-    assert tuned == [1, 2, 3, 4]
+    assert tuned == [None, 2, 3, 4]
+    change_state(precision="medium")
+    ddpg.resume(folder)
+    ddpg.resume(folder, precision="high")
+    assert precisions[-2:] == ["medium", "high"]
     change_state(device="cuda")
     (folder / "state.previous.npz").unlink()
     assert ddpg.resume(folder, device="cpu").agent.device.type == "cpu"
@@ -3975,6 +4272,7 @@ REFUSED = """
     --episodes 0 | --episodes
     --device cuda | cuda
     --device tpu | tpu
+    --precision low | --precision
     --eval a --resume b | --eval
     --eval a --gamma 0.5 | gamma
     --eval nowhere | nowhere

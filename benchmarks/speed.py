@@ -20,6 +20,7 @@ with the final test of 100 episodes, while the others are stopped at once.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -39,7 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import ddpg  # noqa: E402
 
-WARM_UP = 1_000
+WARM_UP, TIMED_FROM = 1_000, 1_700  # random steps; the first one timed, SBX having compiled
 # Target, steps between evaluations
 SOLVE = {"Pendulum-v1": (-160, 500), "LunarLanderContinuous-v3": (200, 5_000)}
 # rl-zoo's settings of DDPG and TD3 for both
@@ -85,7 +86,9 @@ def run_program(program, env, algo, threads, on_step, width=None, batch=None, cl
         for count, _ in enumerate(ddpg.Training(config)):
             on_step(count)
     gym.make = lambda *args, **kwargs: Watched(make(*args, **kwargs), on_step)
-    if program == "sb3":
+    if program in ("sb3", "sbx"):
+        if program == "sbx":  # XLA makes as many threads as there are cores for it
+            os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
         import stable_baselines3
 
         env, own = gym.make(env), ZOO
@@ -96,7 +99,8 @@ def run_program(program, env, algo, threads, on_step, width=None, batch=None, cl
         else:
             own = dict(policy_kwargs=dict(net_arch=[width, width]), batch_size=batch)
             own |= dict(learning_starts=WARM_UP, train_freq=1, gradient_steps=1)
-        kind = getattr(stable_baselines3, algo.upper())
+        package = importlib.import_module(dict(sb3="stable_baselines3", sbx="sbx")[program])
+        kind = getattr(package, algo.upper())
         run_program.model = model = kind("MlpPolicy", env, seed=seed, device="cpu", **own)
         model.learn(10**9)
     gym.vector.SyncVectorEnv = OldVector
@@ -116,14 +120,14 @@ def run_program(program, env, algo, threads, on_step, width=None, batch=None, cl
 
 
 def child_steps(last, **program):
-    """Prints training steps per second between step WARM_UP + 200 and `last`."""
+    """Prints training steps per second between step TIMED_FROM and `last`."""
 
     def on_step(count):
-        if count == WARM_UP + 200:
+        if count == TIMED_FROM:
             on_step.began = time.perf_counter()
         if count == last:
             seconds = time.perf_counter() - on_step.began
-            print(json.dumps((last - WARM_UP - 200) / seconds), flush=True)
+            print(json.dumps((last - TIMED_FROM) / seconds), flush=True)
             os._exit(0)
 
     run_program(on_step=on_step, **program)
@@ -136,7 +140,7 @@ def child_solve(program, env, algo, max_seconds, **more):
 
     class Policy:
         def act(self, obs):
-            if program == "sb3":
+            if program in ("sb3", "sbx"):
                 return run_program.model.predict(obs, deterministic=True)[0]
             with torch.no_grad():
                 return sys.modules["__main__"].actor(torch.Tensor(obs)).numpy()
@@ -172,7 +176,8 @@ def steps(options):
     report = {}
     pairs = [("td3", "ours", "sb3"), ("td3", "ours", "cleanrl"), ("ddpg", "ours", "sb3")]
     pairs += [("ddpg", "ours, delay 2", "cleanrl")]
-    for width, batch, last in (64, 64, 3_200), (256, 256, 1_600):
+    pairs += [("td3", "ours", "sbx"), ("ddpg", "ours", "sbx")]
+    for width, batch, last in (64, 64, 3_700), (256, 256, 2_100):
         print(f"\nwidths {width}-{width}, batch {batch}, Pendulum-v1: ", end="")
         print("training steps per second with 1 / 2 threads\n")
         print("| | ours | the other | ratio, each with its better number of threads |")
@@ -212,8 +217,8 @@ def solve(options):
             command = [sys.executable, ROOT / "ddpg.py", *flags]
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             row["ours"] = json.loads(done.stdout) | {"seconds": time.perf_counter() - began}
-        for name, algo in ("sb3", "ddpg"), ("sb3", "td3"), ("cleanrl", "ddpg"), ("cleanrl", "td3"):
-            there = options.python if name == "sb3" else options.cleanrl
+        for name, algo in [(n, a) for n in ("sb3", "sbx", "cleanrl") for a in ddpg.ALGOS]:
+            there = options.cleanrl if name == "cleanrl" else options.python
             if there and seed < options.peer_rounds:
                 task = dict(program=name, env=options.env, algo=algo, seed=seed) | limits
                 timeout = 2 * options.max_seconds
