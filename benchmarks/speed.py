@@ -1,22 +1,24 @@
-"""How fast ddpg.py is, beside Stable-Baselines3 and CleanRL, and where the time goes.
+"""How fast ddpg.py is, beside Stable-Baselines3, SBX and CleanRL, and where the time goes.
 
     python benchmarks/speed.py steps PEERS      training steps per second
     python benchmarks/speed.py solve PEERS      seconds from process start to solved
+    python benchmarks/speed.py busy             one training alone, and two at once
     python benchmarks/speed.py parts            update, act, sample, add, memory
     python benchmarks/speed.py plain            an update by hand and by autograd
     python benchmarks/speed.py growth           cost of a step by size of things
     python benchmarks/speed.py state            saving and resuming a million lander rows
 
 It prints Markdown tables; `--write FILE` keeps all rounds as JSON. PEERS are the flags `--python
-PEERS_PYTHON --cleanrl CLEANRL`: an interpreter with stable-baselines3 (and, for CleanRL, tyro and
-tensorboard), and a checkout, whose two files run from copies with nothing changed but the widths.
+PEERS_PYTHON --cleanrl CLEANRL`: an interpreter with stable-baselines3 and sbx-rl (and, for CleanRL,
+tyro and tensorboard), and a checkout, whose two files run from copies, nothing but widths changed.
 
 Each program runs in a process of its own, one at a time, in turn. In `steps` the clock runs between
-the same two steps of each, after learning began: of the others as their environment sees them, of
-ours as `Training` yields them. Logging is what each does by default, and none of them evaluates.
-CleanRL's DDPG moves its actor at every second step, so ours does so beside it. In `solve` all are
-evaluated alike and equally often, and have a new seed in each round; ours also ends its process,
-with the final test of 100 episodes, while the others are stopped at once.
+the same two steps of each, after learning began and SBX has compiled: of the others as their
+environment sees them, of ours as `Training` yields them. SBX gets as many cores as the others get
+threads. Logging is what each does by default, and none of them evaluates. CleanRL's DDPG moves its
+actor at every second step, so ours does so beside it. In `solve` all are evaluated alike and
+equally often, and have a new seed in each round; ours also ends its process, with the final test of
+100 episodes, while the others are stopped at once.
 """
 
 import argparse
@@ -30,6 +32,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -204,6 +208,34 @@ def steps(options):
     return report
 
 
+def busy(options):
+    """Training steps per second of one training alone, and of two that begin together."""
+    report = {}
+    print("\n| TD3, Pendulum-v1 | threads | alone | two at once, each | of alone |")
+    print("|---|---|---|---|---|")
+    for width, last in (64, 12_000), (256, 3_000):
+        task = dict(program="ours", env="Pendulum-v1", algo="td3", width=width, batch=width)
+        for threads in 1, 2:
+            run = partial(in_a_process, sys.executable, "steps", 600, threads=threads, last=last)
+            rounds = {"alone": [], "together": []}
+            for _ in range(options.rounds):
+                rounds["alone"].append(run(**task))
+                with ThreadPoolExecutor() as pool:
+                    pair = [pool.submit(run, **task) for _ in range(2)]
+                    rounds["together"] += [future.result() for future in pair]
+            alone, *each = (statistics.median(rounds["alone"]), *rounds["together"])
+            shares = [slow / alone for slow in each]
+            row = (
+                f"| {width}-{width}, batch {width} | {threads} | {alone:.0f} | {min(each):.0f} to "
+            )
+            row += (
+                f"{max(each):.0f} | {statistics.median(shares):.0%}, at least {min(shares):.0%} |"
+            )
+            print(row, flush=True)
+            report[f"{width} {threads}"] = rounds
+    return report
+
+
 def solve(options):
     """Seconds from process start to a confirmed target."""
     report, (target, _) = [], SOLVE[options.env]
@@ -247,15 +279,19 @@ def timed(function, seconds=0.4):
     return min(series)
 
 
+@torch.no_grad()
 def products(algo, width, batch, obs_dim, act_dim):
     """The matrix products that an update cannot do without: [(how often, function)]."""
     n, both, wide = (2 if algo == "td3" else 1), obs_dim + act_dim, width
 
     def product(copies, a, b, c):
         x, y, out = torch.randn(copies, a, b), torch.randn(copies, b, c), torch.empty(copies, a, c)
-        # For which ddpg.py has something faster
-        other = b == 1 or a * b * b >= ddpg.LARGE_PRODUCT
-        return (lambda: ddpg.bmm(x, y)) if other else (lambda: torch.bmm(x, y, out=out))
+        kernels = [lambda: torch.bmm(x, y, out=out), lambda: ddpg.bmm(x, y)]
+        if min(a, b, c) >= 16 and ddpg.onednn():
+            kernels.append(
+                lambda: [ddpg.onednn()(u, v.T, None, "none", [], "") for u, v in zip(x, y)]
+            )
+        return min(kernels, key=partial(timed, seconds=0.05))
 
     def network(copies, first, last, forward=0, parameters=0, inputs=0):
         shapes = [(first, wide), (wide, wide), (wide, last)]
@@ -459,7 +495,7 @@ def main():
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(description=__doc__, **layout)
     add = parser.add_argument
-    add("what", choices=("steps", "solve", "parts", "plain", "growth", "state"))
+    add("what", choices=("steps", "solve", "busy", "parts", "plain", "growth", "state"))
     add("--python", help="interpreter with stable-baselines3")
     add("--cleanrl", type=os.path.abspath, help="checkout of CleanRL; needs --python")
     add("--env", default="Pendulum-v1", choices=SOLVE, help="of solve")
