@@ -676,14 +676,16 @@ def difference(agent, name, loss, gradient, batch):
     flat, grads, precision = agent.flat[name], [], torch.get_float32_matmul_precision()
     for network in agent.actor, agent.critic:
         network.train()
-    torch.set_float32_matmul_precision("highest")
-    for side in lambda *batch: loss(*batch).backward(), gradient:
-        flat.gather()
-        flat.grad.zero_()  # what the other side left
-        side(agent, *(batch if name == "critic" else batch[:2]))
-        flat.gather()
-        grads.append(flat.grad.clone())
-    torch.set_float32_matmul_precision(precision)
+    try:
+        torch.set_float32_matmul_precision("highest")
+        for side in lambda *batch: loss(*batch).backward(), gradient:
+            flat.gather()
+            flat.grad.zero_()  # what the other side left
+            side(agent, *(batch if name == "critic" else batch[:2]))
+            flat.gather()
+            grads.append(flat.grad.clone())
+    finally:
+        torch.set_float32_matmul_precision(precision)
     return (grads[0] - grads[1]).norm() / grads[0].norm().clamp(min=1e-30)
 
 

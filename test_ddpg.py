@@ -1861,7 +1861,7 @@ def test_train_says_if_there_are_fewer_free_cores_than_threads(
     assert error.count("\n") == bool(told) and (told or "") in error
 
 
-def test_train_at_a_precision_of_ones_own(capsys):
+def test_train_at_a_precision_of_ones_own(monkeypatch, capsys):
     """As gradients are compared exactly; the tuned precision is what is set, none is what was."""
     products = []
     try:
@@ -1872,6 +1872,10 @@ def test_train_at_a_precision_of_ones_own(capsys):
             assert len(agent.by_hand) == 2 and capsys.readouterr().err == ""
             products.append(torch.get_float32_matmul_precision())
         assert products == ["medium", "high", "high", "highest"]
+        torch.set_float32_matmul_precision("medium")
+        monkeypatch.setattr(ddpg, "critic_gradient", None)  # raises
+        assert len(an_agent().by_hand) == 1  # the actor's
+        assert torch.get_float32_matmul_precision() == "medium"
         with pytest.raises(UsageError, match="precision: 16 is not highest, high, medium"):
             ddpg.tune(small(), None, 16)
     finally:
