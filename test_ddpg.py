@@ -4866,6 +4866,21 @@ def test_command_ends_as_it_should_when_the_interpreter_cannot_print(tmp_path, i
     assert load(tmp_path / "run" / "last.npz").meta["step"] == 60
 
 
+def test_command_takes_a_card_where_it_pays(monkeypatch):
+    devices = []
+
+    def seen(config, env, device):
+        devices.append(device)
+        raise UsageError("seen")
+
+    monkeypatch.setattr(ddpg, "Training", seen)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for env in "Pendulum-v1", "LunarLanderContinuous-v3", "my:Env-v0":
+        for flags in [], ["--device", "cpu"], ["--device", "cuda", "--no-graphs"]:
+            assert ddpg.main(["--env", env, *flags]) == 2
+    assert devices == ["cpu", "cpu", "cuda", *2 * ["cuda", "cpu", "cuda"]]
+
+
 # ---- the README's changes ----
 
 
