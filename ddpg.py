@@ -673,11 +673,12 @@ def same_gradient(agent, name, loss, gradient):
 
 def difference(agent, name, loss, gradient, batch):
     """How far a gradient by hand is from autograd's, as a part of it."""
-    flat, grads, precision = agent.flat[name], [], torch.get_float32_matmul_precision()
+    flat, grads, precision = agent.flat[name], [], precision_of_products()
     for network in agent.actor, agent.critic:
         network.train()
     try:
-        torch.set_float32_matmul_precision("highest")
+        if precision:
+            torch.set_float32_matmul_precision("highest")
         for side in lambda *batch: loss(*batch).backward(), gradient:
             flat.gather()
             flat.grad.zero_()  # what the other side left
@@ -685,7 +686,8 @@ def difference(agent, name, loss, gradient, batch):
             flat.gather()
             grads.append(flat.grad.clone())
     finally:
-        torch.set_float32_matmul_precision(precision)
+        if precision:
+            torch.set_float32_matmul_precision(precision)
     return (grads[0] - grads[1]).norm() / grads[0].norm().clamp(min=1e-30)
 
 
@@ -717,89 +719,149 @@ def draw_rows(buffer, n, generator):
     return (uniform * buffer.size).long()
 
 
+class Unread:
+    """`updates` of an agent that is captured: a graph may depend on its divisors, no more."""
+
+    def __init__(self, updates, *divisors):
+        self.updates, self.divisors = updates, divisors
+
+    def __add__(self, more):
+        return Unread(self.updates + more, *self.divisors)
+
+    def __mod__(self, divisor):
+        if divisor not in self.divisors:
+            raise TypeError(f"a graph cannot hold updates % {divisor}")
+        return self.updates % divisor
+
+    __eq__ = __bool__ = None
+
+
 class Graphs:
     """`learn` of a Training and `act_unit` of its agent on CUDA, captured and then replayed.
 
     These are the same kernels in the same order, so the same bits, without the time it takes to
     launch them. The first replays, and some later on, are compared with the code that they stand
-    for. Where it cannot be captured, or does what no graph can, it goes on without, and says so.
+    for. What cannot be captured, or does what no graph can, goes on without, and a line says so.
     """
 
-    # Calls of each kind: cuBLAS must have seen all there is; 997 is a prime, which meets any phase
+    # Calls of each kind: cuBLAS must have seen all there is; a prime meets every phase
     WARM_UP, COMPARED, COMPARE_EVERY = 60, 50, 997
 
     def __init__(self, run):
-        self.run, self.agent, self.graphs, self.counts = run, run.agent, {}, {}
+        self.run, self.stream, self.changes = run, torch.cuda.Stream(), -1
+        self.held, self.values = [], None
         sizes = run.agent.obs_dim, len(run.agent.low)
         self.input, self.output = (torch.zeros(1, size).pin_memory() for size in sizes)
         self.obs = self.input.to(run.agent.device)
-        run.agent.MEASURE_EVERY *= 10  # as it takes as long as ten replays
+        run.agent.MEASURE_EVERY = 10 * Agent.MEASURE_EVERY  # as long as ten replays
 
     def learn(self):
-        agent, buffer, learn = self.agent, self.run.buffer, self.run.learn
+        run, agent = self.run, self.run.agent
         number = agent.updates + 1
         if number % agent.MEASURE_EVERY == 1:
-            return learn()
-        buffer.size.fill_(len(buffer))
-        rates = [getattr(o, "lr", 0) for o in (agent.actor_optimizer, agent.critic_optimizer)]
-        kind = "update", number % agent.config.policy_delay == 0, *rates  # what a graph holds
-        networks = agent.flat["actor"], agent.flat["critic"]
-        self.do(kind, learn, learn, lambda: torch.cat([network.data for network in networks]))
+            return self.aside(run.learn)
+        if hasattr(run.buffer, "size"):
+            run.buffer.size.fill_(len(run.buffer))
+        kind = "update" if number % agent.config.policy_delay else "delayed update"
+        self.do(kind, run.learn, run.learn, [flat.data for flat in agent.flat.values()])
         agent.updates = number
 
     def act_unit(self, obs):
         def plain():
-            self.output.copy_(torch.from_numpy(self.agent.act_unit(obs[None])))
+            self.output.copy_(torch.from_numpy(self.run.agent.act_unit(obs[None])))
 
         self.input.copy_(torch.from_numpy(obs))
-        self.do(("action",), self.act, plain, self.output.clone)
+        self.do("action", self.act, plain, [self.output])
         torch.cuda.current_stream().synchronize()
         return self.output.numpy()[0].copy()
 
     @torch.inference_mode()
     def act(self):
         self.obs.copy_(self.input, non_blocking=True)
-        self.output.copy_(self.agent.actor(self.obs), non_blocking=True)
+        self.output.copy_(self.run.agent.actor.eval()(self.obs), non_blocking=True)
 
-    def do(self, kind, work, plain, outcome):
-        """work(), replayed, or plain(), whose outcome() must be the same."""
+    def do(self, kind, work, plain, results):
+        """work(), replayed, or plain(), which must make the same results."""
+        self.begin_anew_if_changed()
         count = self.counts[kind] = self.counts.get(kind, 0) + 1
-        compared = count <= self.WARM_UP + self.COMPARED or count % self.COMPARE_EVERY == 0
+        early = count <= self.WARM_UP + self.COMPARED
+        if self.changes > 20:
+            self.give_up("numbers of the agent change all the time")
         if count <= self.WARM_UP or self.run.graphs is None:
-            on_side_stream(plain)
-        elif kind not in self.graphs and not self.capture(kind, work):
-            plain()
-        elif not compared:
-            self.graphs[kind].replay()
-        else:
-            state, before = copy.deepcopy(self.agent.state_dict()), outcome()
-            self.graphs[kind].replay()
-            torch.cuda.current_stream().synchronize()
-            replayed = outcome()
-            self.agent.load_state_dict(state)
-            plain()
-            if not (outcome() - replayed).norm() <= 1e-3 * (outcome() - before).norm():
-                text = f"replaying the {kind[0]} is not the same: it depends on more than tensors"
-                if count > self.WARM_UP + self.COMPARED:  # others may have been wrong, too
+            return self.aside(plain)
+        if kind not in self.graphs and not self.capture(kind, work):
+            return self.aside(plain)
+        if not early and count % self.COMPARE_EVERY:
+            return self.graphs[kind].replay()
+        put_back, before = self.snapshot(), [x.clone() for x in results]
+        self.graphs[kind].replay()
+        torch.cuda.current_stream().synchronize()
+        replayed = [x.clone() for x in results]
+        put_back()
+        self.aside(plain)
+        for old, new, now in zip(before, replayed, results):
+            if not (now - new).norm() <= 1e-3 * (now - old).norm():
+                check_finite(self.run.agent)
+                text = f"replaying the {kind} is not the same: it depends on more than tensors"
+                if not early:  # then other replays were wrong, too
                     raise RuntimeError(f"{text}: pass --no-graphs, or set run.graphs = None")
-                self.give_up(text)
-        if len(self.counts) > 50:
-            self.give_up("learning rates change all the time")
+                return self.give_up(text)
+
+    def begin_anew_if_changed(self):
+        """Graphs hold memory and numbers: they are for these objects and values only."""
+        run, agent = self.run, self.run.agent
+        held = [agent, agent.config, run.config, run.buffer, getattr(run.buffer, "rows", None)]
+        held += [getattr(agent, name) for name in agent.PARTS]
+        items = [item for x in (agent, *self.optimizers()) for item in vars(x).items()]
+        values = [(k, v) for k, v in items if type(v) in (int, float) and k != "updates"]
+        if any(a is not b for a, b in zip(held, self.held)) or values != self.values:
+            self.held, self.values, self.graphs, self.counts = held, values, {}, {}
+            self.changes += 1
+
+    def optimizers(self):
+        return self.run.agent.actor_optimizer, self.run.agent.critic_optimizer
+
+    def aside(self, work):
+        """On the stream of the captures, as what will be captured must have run."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            work()
+        torch.cuda.current_stream().wait_stream(self.stream)
+
+    def snapshot(self):
+        """-> a function that puts back what a call may change."""
+        agent = self.run.agent
+        state, drawn = copy.deepcopy(agent.state_dict()), torch.cuda.get_rng_state(agent.device)
+        own = [x.detach() for x in vars(agent).values() if torch.is_tensor(x)]
+        copies = [x.clone() for x in own]
+
+        def put_back():
+            agent.load_state_dict(state)
+            torch.cuda.set_rng_state(drawn, agent.device)
+            for tensor, value in zip(own, copies):
+                tensor.copy_(value)
+
+        return put_back
 
     def capture(self, kind, work):
-        """Whether there is now a graph of work(), which does not run."""
-        agent, graph = self.agent, torch.cuda.CUDAGraph()
-        updates, state = agent.updates, agent.generator.get_state()
+        """Whether there is now a graph of work(), none of which has run."""
+        agent, stream, graph = self.run.agent, torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+        updates, mode = agent.updates, torch.cuda.get_sync_debug_mode()
         try:
+            if not all(isinstance(optimizer, Adam) for optimizer in self.optimizers()):
+                raise TypeError("other optimizers replace their tensors")
             graph.register_generator_state(agent.generator)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=self.stream):
+                agent.updates = Unread(updates, agent.MEASURE_EVERY, agent.config.policy_delay)
+                torch.cuda.set_sync_debug_mode("error")  # .item() raises before it spoils all
                 work()
             self.graphs[kind] = graph
         except Exception as error:
-            agent.generator = torch.Generator(agent.device)
-            agent.generator.set_state(state)
+            torch.cuda.set_stream(stream)
             self.give_up(f"{type(error).__name__}: {error}")
-        agent.updates = updates
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+            agent.updates = updates
         return kind in self.graphs
 
     def give_up(self, why):
@@ -807,16 +869,13 @@ class Graphs:
         warn(f"slower, without CUDA graphs: {why}")
 
 
-def on_side_stream(work):
-    """As must be what is captured later."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        work()
-    torch.cuda.current_stream().wait_stream(stream)
-
-
 PRECISIONS = "highest", "high", "medium"  # torch's: float32; TF32 on CUDA; bfloat16 with AMX, too
+
+
+def precision_of_products():
+    """One of PRECISIONS, or None where it was set by torch's newer, finer settings."""
+    with suppress(RuntimeError):
+        return torch.get_float32_matmul_precision()
 
 
 def tune(config, threads=None, precision=None):
@@ -1340,7 +1399,9 @@ class Training:
             raise UsageError(text) from None
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
-        self.graphs = Graphs(self) if self.agent.device.type == "cuda" else None
+        device = self.agent.device  # of several cards, it must be the one that torch has chosen
+        here = device.type == "cuda" and device.index in (None, torch.cuda.current_device())
+        self.graphs = Graphs(self) if here else None
         self.started, self.stop, self.busy = time.perf_counter(), False, False
         self.step, self.episodes, self.episode = 0, 0, None  # None: between two episodes
         self.filled_from = 0  # the step since which there is a replay
@@ -1481,8 +1542,8 @@ class Training:
 
     def circumstances(self):
         """What config.json says."""
-        threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-        said = dict(device=str(self.agent.device), threads=threads, precision=precision)
+        said = dict(device=str(self.agent.device), threads=torch.get_num_threads())
+        said["precision"] = precision_of_products()
         return dict(config=asdict(self.config), versions=VERSIONS) | said
 
     def restore(self, arrays, meta):
@@ -1732,7 +1793,7 @@ def begin_again(path, env, device, threads, agent, precision, changes):
                 least = bytes_of_networks(*sizes, config)
         if least > size:
             raise ValueError("its networks are larger than the file")
-        tune(config, threads or meta["threads"], precision or meta["precision"])
+        tune(config, threads or meta["threads"], precision or meta.get("precision"))
         run = Training(config, env, device or meta["device"], agent)
         if meta["made_by"] != type(run.agent).__name__ or meta["env_given"] != run.env_given:
             own = f"agent={meta['made_by']}" + " and env=.. of your own" * bool(meta["env_given"])

@@ -1897,21 +1897,20 @@ class Recording(TorchDispatchMode):
         self.made.append(self)
 
     def register_generator_state(self, generator):
-        self.generator, self.state = generator, generator.get_state()
+        self.drawn = generator, generator.get_state(), torch.get_rng_state()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if "_local_scalar_dense" in str(function):  # .item() and the like
             raise RuntimeError("operation not permitted when stream is capturing")
-        if function._schema.is_mutable:
-            for tensor in pytree.tree_leaves((args, kwargs)):
-                if torch.is_tensor(tensor):
-                    self.before.setdefault(id(tensor), (tensor, tensor.detach().clone()))
+        if function._schema.is_mutable or "batch_norm" in str(function):
+            for tensor in filter(torch.is_tensor, pytree.tree_leaves((args, kwargs))):
+                self.before.setdefault(id(tensor), (tensor, tensor.detach().clone()))
         self.calls.append((function, args, kwargs or {}, function(*args, **kwargs or {})))
         return self.calls[-1][-1]
 
     @classmethod
     @contextmanager
-    def graph(cls, recording):
+    def graph(cls, recording, stream):
         cls.open = recording
         try:
             with recording:
@@ -1921,7 +1920,9 @@ class Recording(TorchDispatchMode):
             with torch.inference_mode():
                 for tensor, before in reversed(recording.before.values()):
                     tensor.copy_(before)
-            recording.generator.set_state(recording.state)
+            generator, state, global_state = recording.drawn
+            generator.set_state(state)
+            torch.set_rng_state(global_state)
 
     @torch.inference_mode()
     def replay(self):
@@ -1946,43 +1947,63 @@ class OnCard:
 
 @pytest.fixture
 def card(monkeypatch):
-    """Makes the CPU a card, as far as Graphs see; runs(.., graphs=True) -> a Training there."""
+    """Makes the CPU a card, as far as Graphs see -> a function: a Training there, with or without.
+
+    As on a card, .item() raises while synchronising is an error.
+    """
     stream = types.SimpleNamespace(wait_stream=lambda other: None, synchronize=lambda: None)
+    item, modes = torch.Tensor.item, [0]
+
+    def refuse(tensor):
+        raise RuntimeError("called a synchronizing CUDA operation")
+
+    def set_mode(mode):
+        modes.append(mode)
+        monkeypatch.setattr(torch.Tensor, "item", refuse if mode == "error" else item)
+
     fakes = dict(CUDAGraph=Recording, graph=Recording.graph, stream=lambda s: nullcontext())
     fakes |= dict.fromkeys(("Stream", "current_stream"), lambda: stream)
     fakes["is_current_stream_capturing"] = lambda: Recording.open is not None
+    fakes |= dict(set_stream=lambda s: None, set_sync_debug_mode=set_mode)
+    fakes |= dict(get_rng_state=lambda device: torch.get_rng_state())
+    fakes |= dict(set_rng_state=lambda state, device: torch.set_rng_state(state))
+    fakes["get_sync_debug_mode"] = lambda: modes[-1]
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
     draw, Graphs = ddpg.draw_rows, ddpg.Graphs
     monkeypatch.setattr(ddpg, "draw_rows", lambda buffer, *args: draw(OnCard(buffer), *args))
-    for name, calls in dict(WARM_UP=4, COMPARED=8, COMPARE_EVERY=31).items():
+    for name, calls in dict(WARM_UP=2, COMPARED=4, COMPARE_EVERY=23).items():
         monkeypatch.setattr(Graphs, name, calls)
 
     def begin(graphs=True, agent=Agent, **changes):
         Recording.made.clear()
-        config = small(**dict(total_steps=300, algo="td3") | changes)
+        config = small(**dict(total_steps=150, algo="td3") | changes)
         run = Training(config, Toys(), agent=agent)
         run.agent.by_hand = {}  # as on a card
-        run.graphs = Graphs(run) if graphs else None
+        run.graphs = Graphs(run)  # which makes it measure less often
+        if not graphs:
+            run.graphs = None
         return run
 
-    return begin
+    yield begin
+    assert modes[-1] == 0
 
 
-def trained(run):
+def trained(run, change=lambda run: None):
     """All that came of it."""
+    torch.manual_seed(0)
     for _ in run:
-        pass
+        change(run)
     state = run.agent.state_dict()
     state = {name: state[name] for name in (*NETWORKS, "critic_optimizer", "generator", "updates")}
     return pytree.tree_map(lambda x: x.tolist() if torch.is_tensor(x) else x, state), run.tables
 
 
 @pytest.mark.parametrize("changes", [
-    dict(),
+    dict(total_steps=300),
     dict(algo="ddpg", n_step=3, updates_per_step=2, learning_starts=20),
-    dict(policy_delay=3, layer_norm=False, buffer_size=70),
+    dict(policy_delay=3, layer_norm=False, buffer_size=70, total_steps=200),
 ])  # fmt: skip
 def test_graphs_replay_what_the_code_does_to_the_bit(card, changes, capsys):
     plain, replayed = card(graphs=False, **changes), card(**changes)
@@ -1991,7 +2012,7 @@ def test_graphs_replay_what_the_code_does_to_the_bit(card, changes, capsys):
     kinds = 2 if replayed.config.policy_delay == 1 else 3  # an action, updates
     replays = sum(recording.replays for recording in Recording.made)
     updates = replayed.agent.updates
-    assert len(Recording.made) == kinds and replays > 1.2 * updates > 200
+    assert len(Recording.made) == kinds and replays > 1.2 * updates > 140
 
 
 def test_graphs_go_on_from_a_state_to_the_bit(card):
@@ -2000,28 +2021,133 @@ def test_graphs_go_on_from_a_state_to_the_bit(card):
             if run.step == step:
                 return run.state()
 
-    whole = trained(card(total_steps=600))
-    arrays, meta = stopped(card(total_steps=600), 300)
+    whole = trained(card(total_steps=200))
+    arrays, meta = stopped(card(total_steps=200), 100)
     arrays, meta = pickle.loads(pickle.dumps((arrays, json.loads(json.dumps(meta, default=float)))))
-    again = card(total_steps=600)
+    again = card(total_steps=200)
     again.restore(arrays, meta)
     assert trained(again) == whole and again.graphs
 
 
-def test_graphs_follow_learning_rates_and_loaded_parameters(card):
-    def change(run):
-        for _ in run:
-            if run.step == 150:
-                run.agent.critic_optimizer.lr = run.agent.actor_optimizer.lr = 1e-2
-            if run.step == 220:
-                run.agent.load_state_dict(saved)
-                run.agent.updates = 221 - 50
-        return trained(run)
+class Drops(Agent):
+    """Draws from torch's own generator."""
 
-    saved = copy.deepcopy(card(seed=1).agent.state_dict())
-    plain, replayed = card(graphs=False), card()
-    assert change(plain) == change(replayed)
-    assert replayed.graphs and len(Recording.made) == 5  # an action, two updates at two rates
+    def critic_loss(self, obs, act, target_q):
+        return super().critic_loss(F.dropout(obs, 0.1), act, target_q)
+
+
+class Centres(Agent):
+    """Has a tensor that belongs to no network."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.mean = torch.zeros(self.obs_dim)
+
+    def critic_loss(self, obs, act, target_q):
+        with torch.no_grad():
+            self.mean.lerp_(obs.mean(0), 1e-3)
+        return super().critic_loss(obs - self.mean, act, target_q)
+
+
+class ClipsCritic(Agent):
+    def descend(self, optimizer, loss, *batch):
+        optimizer.zero_grad()
+        loss(*batch).backward()
+        nn.utils.clip_grad_norm_(self.flat["critic"].params, 0.1)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("kind", [Drops, Centres, ClipsCritic])
+def test_graphs_hold_what_one_may_add(card, kind, capsys):
+    replayed = card(agent=kind)
+    assert trained(replayed) == trained(card(graphs=False, agent=kind)) and replayed.graphs
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.2), nn.BatchNorm1d(16)])
+def test_graphs_act_without_dropout_and_with_the_norm_of_all_batches(card, layer, monkeypatch):
+    class OwnActor(nn.Module):
+        def __init__(self, obs_dim, act_dim, config):
+            super().__init__()
+            layers = nn.Linear(obs_dim, 16), copy.deepcopy(layer), nn.ReLU()
+            self.net = nn.Sequential(*layers, nn.Linear(16, act_dim), nn.Tanh())
+
+        def forward(self, obs):
+            return self.net(obs)
+
+    monkeypatch.setattr(ddpg, "Actor", OwnActor)
+    replayed = card()
+    assert trained(replayed) == trained(card(graphs=False)) and replayed.graphs
+
+
+def set_rates(run, rate=1e-2):
+    run.agent.critic_optimizer.lr = run.agent.actor_optimizer.lr = rate
+
+
+def set_targets(run):
+    run.agent.config = run.agent.config.replace(tau=0.5, target_noise=0.0)
+
+
+def set_batch(run):
+    run.config = run.config.replace(batch_size=8, updates_per_step=2)
+
+
+def new_buffer(run):
+    old = run.buffer
+    run.buffer = ReplayBuffer(500, *old.columns[:2], 1, run.config.gamma)
+    run.buffer.rows[:50] = old.rows[:50]
+    run.buffer.written = 50
+
+
+def new_rows(run):
+    rows = run.buffer.rows
+    run.buffer.rows = torch.cat([rows, torch.zeros(500, rows.shape[1])])
+
+
+def new_agent(run):
+    by_hand, run.agent = run.agent.by_hand, copy.deepcopy(run.agent)
+    run.agent.by_hand = by_hand
+    for flat in run.agent.flat.values():
+        flat.data.mul_(0.5)
+
+
+def new_optimizer(run):
+    run.agent.critic_optimizer = ddpg.Adam(run.agent.flat["critic"], 1e-3)
+
+
+def load_parameters(run):
+    start = an_agent(len(run.agent.obs_dim * [0]), hidden=(16, 16), algo="td3", seed=1)
+    run.agent.load_state_dict(start.state_dict())
+    run.agent.updates = 100
+
+
+def set_weight(run):
+    run.agent.weight = -1.0
+
+
+class Weighs(Agent):
+    weight = 1.0
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.weight = 1.0
+
+    def critic_loss(self, obs, act, target_q):
+        return super().critic_loss(obs, act, target_q) * self.weight
+
+
+@pytest.mark.parametrize("change", [
+    set_rates, set_targets, set_batch, set_weight, new_buffer, new_rows, new_agent, new_optimizer,
+    load_parameters,
+])  # fmt: skip
+@pytest.mark.parametrize("step", [56, 95])
+def test_graphs_are_made_anew_for_what_is_changed(card, change, step, capsys):
+    """While they are compared, and later."""
+    plain, replayed = card(False, Weighs), card(True, Weighs)
+    results = [
+        trained(run, lambda run: run.step == step and change(run)) for run in (plain, replayed)
+    ]
+    assert results[0] == results[1] and replayed.graphs and capsys.readouterr().err == ""
 
 
 class Asks(Agent):
@@ -2035,14 +2161,29 @@ class Warms(Agent):
         return super().critic_loss(obs, act, target_q) * min(1, self.updates / 100)
 
 
-class Guesses(Agent):
-    def act_unit(self, obs):
-        return super().act_unit(obs) / 2
-
-
 class Alternates(Agent):
     def actor_loss(self, obs, act):
         return super().actor_loss(obs, act) * (1 if self.updates % 4 else 2)
+
+
+class Copies(Agent):
+    def update(self, batch):
+        super().update(batch)
+        if self.updates == 80:
+            self.flat["critic_target"].follow(self.flat["critic"], 1)
+
+
+class Counts(Agent):
+    calls = 0
+
+    def critic_loss(self, obs, act, target_q):
+        self.calls += 1
+        return super().critic_loss(obs, act, target_q) * (1 if self.calls % 3 else 2)
+
+
+class Guesses(Agent):
+    def act_unit(self, obs):
+        return super().act_unit(obs) / 2
 
 
 class Torchs(Agent):
@@ -2052,11 +2193,13 @@ class Torchs(Agent):
 
 
 @pytest.mark.parametrize("kind, reason", [
-    (Asks, "RuntimeError: operation not permitted when stream is capturing"),
-    (Warms, "replaying the update is not the same: it depends on more than tensors"),
+    (Asks, "RuntimeError: called a synchronizing CUDA operation"),
+    (Warms, "TypeError: unsupported operand type(s) for /: 'Unread' and 'int'"),
+    (Alternates, "TypeError: a graph cannot hold updates % 4"),
+    (Copies, "TypeError: 'NoneType' object is not callable"),
+    (Counts, "numbers of the agent change all the time"),
     (Guesses, "replaying the action is not the same: it depends on more than tensors"),
-    (Alternates, "replaying the update is not the same: it depends on more than tensors"),
-    (Torchs, "replaying the update is not the same: it depends on more than tensors"),
+    (Torchs, "TypeError: other optimizers replace their tensors"),
 ])  # fmt: skip
 def test_graphs_are_left_for_what_no_graph_can_do(card, kind, reason, capsys):
     plain, replayed = card(graphs=False, agent=kind), card(agent=kind)
@@ -2065,28 +2208,67 @@ def test_graphs_are_left_for_what_no_graph_can_do(card, kind, reason, capsys):
 
 
 def test_graphs_are_left_where_a_learning_rate_always_changes(card, capsys):
-    def annealed(run):
-        for _ in run:
-            run.agent.critic_optimizer.lr = 1e-3 / (1 + run.step)
-        return trained(run)
+    def anneal(run):
+        set_rates(run, 1e-3 / (1 + run.step))
 
     replayed = card()
-    assert annealed(replayed) == annealed(card(graphs=False)) and replayed.graphs is None
-    assert capsys.readouterr().err.count("learning rates change all the time") == 1
+    assert trained(replayed, anneal) == trained(card(graphs=False), anneal)
+    assert replayed.graphs is None
+    assert capsys.readouterr().err.count("numbers of the agent change all the time") == 1
 
 
 def test_graphs_that_come_to_differ_are_an_error(card):
-    class Weighs(Agent):
-        weight = 1.0
+    class Hidden(Agent):
+        weights = [1.0]
 
         def critic_loss(self, obs, act, target_q):
-            return super().critic_loss(obs, act, target_q) * self.weight
+            return super().critic_loss(obs, act, target_q) * self.weights[0]
 
-    run = card(agent=Weighs)
-    with pytest.raises(RuntimeError, match="replaying the update .* pass --no-graphs"):
-        for _ in run:
-            if run.step == 150:
-                run.agent.weight = -1.0
+    def change(run):
+        if run.step == 95:
+            Hidden.weights[0] = -1.0
+
+    with pytest.raises(RuntimeError, match="replaying the .*update .* pass --no-graphs"):
+        trained(card(agent=Hidden), change)
+
+
+@pytest.mark.parametrize("step", [56, 95])
+def test_graphs_say_what_has_diverged(card, step):
+    def diverge(run):
+        if run.step == step:
+            run.agent.flat["critic"].data.fill_(np.nan)
+
+    with pytest.raises(EnvError, match="has become nan|action .nan. is not finite"):
+        trained(card(), diverge)
+
+
+def test_graphs_of_a_buffer_of_ones_own(card):
+    class Own:
+        """Without a size on the card."""
+
+        columns = [2, 1, 1, 2, 1]
+
+        def __init__(self, n_step=1):
+            self.list, self.rows = [], torch.zeros(400, 7)
+
+        def __len__(self):
+            return len(self.list)
+
+        def add(self, obs, act, rew, next_obs, terminated, truncated):
+            self.list.append([*obs, *act, rew, *next_obs, 0.9 * (not terminated)])
+            self.rows[len(self.list) - 1] = torch.tensor(self.list[-1])
+
+        def sample(self, batch_size, generator):
+            rows = torch.randint(40, (batch_size,), generator=generator)
+            return self.rows.index_select(0, rows).split(self.columns, dim=1)
+
+    results = []
+    for graphs in False, True:
+        run = card(graphs=graphs)
+        run.buffer = Own()
+        results.append(trained(run))
+        assert bool(run.graphs) == graphs
+    assert results[0] == results[1]
 
 
 def test_graphs_draw_from_all_rows_and_no_others():

@@ -47,10 +47,8 @@ def outcome(run):
     """All that training changes, as bytes."""
     for _ in run:
         pass
-    state = run.agent.state_dict()
-    state.pop("metrics")  # taken ten times as often without graphs
     arrays = {}
-    meta = ddpg.pack(state, arrays)
+    meta = ddpg.pack(run.agent.state_dict(), arrays)
     parts = {name: array.tobytes() for name, array in arrays.items()}
     return json.dumps(meta), parts, run.tables["episodes.csv"]
 
@@ -67,6 +65,14 @@ class Asks(Agent):
 class Alternates(Agent):
     def critic_loss(self, obs, act, target_q):
         return super().critic_loss(obs, act, target_q) * (1 + self.updates % 3)
+
+
+class Counts(Agent):
+    calls = [0]
+
+    def critic_loss(self, obs, act, target_q):
+        self.calls[0] += 1
+        return super().critic_loss(obs, act, target_q) * (1 + self.calls[0] % 3)
 
 
 class Dropout(Agent):
@@ -98,15 +104,6 @@ def checks(device):
         again = training(device, **changes)
         again.restore(state[0], json.loads(json.dumps(state[1], default=float)))
         yield f"{name}: gone on from its state", outcome(again) == first
-    for kind in Asks, Alternates:
-        said = io.StringIO()
-        with contextlib.redirect_stderr(said):
-            run = training(device, agent=kind)
-            result = outcome(run)
-        same = outcome(training(device, graphs=False, agent=kind)) == result
-        noticed = "without CUDA graphs" in said.getvalue() and run.graphs is None
-        yield f"{kind.__name__}: goes on without graphs, and says so", same and noticed
-        print(said.getvalue(), end="")
     run = training(device)
     for _ in run:
         pass
@@ -116,6 +113,18 @@ def checks(device):
         result = outcome(training(device, graphs=True))
         yield f"{precision}: trains", result == outcome(training(device, graphs=False))
     torch.set_float32_matmul_precision("highest")
+    for kind in Alternates, Counts, Asks:  # the last one may end a capture in CUDA's error
+        said = io.StringIO()
+        with contextlib.redirect_stderr(said):
+            run = training(device, agent=kind)
+            result = outcome(run)
+        plain = None if kind is Counts else outcome(training(device, graphs=False, agent=kind))
+        noticed = "without CUDA graphs" in said.getvalue() and run.graphs is None
+        yield (
+            f"{kind.__name__}: goes on without graphs, and says so",
+            noticed and plain in (None, result),
+        )
+        print(said.getvalue(), end="")
 
 
 # ---- tables ----
@@ -159,9 +168,9 @@ def small(device):
         for where, graphs in (device, False), (device, True), ("cpu", False):
             run = filled(where, graphs, width, width)
             fast, obs = run.graphs or run, torch.zeros(3).numpy()
-            for _ in range(200 if graphs else 0):
-                run.graphs and run.graphs.act_unit(obs)
             act = (run.graphs or run.agent).act_unit
+            for _ in range(200):
+                act(obs)
             cells.append([1 / seconds(where, fast.learn), 1e6 * seconds(where, lambda: act(obs))])
         updates, acts = zip(*cells)
         row = [f"{width}-{width}, batch {width}", *(f"{n:,.0f}" for n in (*updates, *acts))]
@@ -215,9 +224,9 @@ def kernel_seconds(work, n=20):
             work()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    rows = [
-        (e.self_device_time_total / n / 1e6, e.count / n, e.key) for e in profile.key_averages()
-    ]
+    of_card = torch.autograd.DeviceType.CUDA
+    kernels = [e for e in profile.key_averages() if e.device_type == of_card]
+    rows = [(e.self_device_time_total / n / 1e6, e.count / n, e.key) for e in kernels]
     rows = sorted((row for row in rows if row[0] > 0), reverse=True)
     return sum(row[0] for row in rows), rows
 
