@@ -577,8 +577,8 @@ def forward_by_hand(net, x, n):
         w, b = (weight, bias) if n == net.n else (weight[:n], bias[:n])
         if tape and net.layer_norm:
             z = x
-            x, mean, rstd = torch.native_layer_norm(z, z.shape[-1:], None, None, 1e-5)
-            norm = z, mean, rstd
+            x, *moments = torch.native_layer_norm(z, z.shape[-1:], None, None, 1e-5)
+            norm = z, z.shape[-1:], *moments
         if tape:
             x = x.relu_()
         tape.append((x, w, norm, weight, bias))
@@ -601,8 +601,7 @@ def backward_by_hand(tape, grad, of_input=False):
         if tape:
             grad = torch.ops.aten.threshold_backward(grad, x, 0)  # of relu: 0 where x is
         if norm:
-            z, mean, rstd = norm
-            inputs = grad, z, z.shape[-1:], mean, rstd, None, None, (True, False, False)
+            inputs = grad, *norm, None, None, (True, False, False)
             grad = torch.ops.aten.native_layer_norm_backward(*inputs)[0]
     return grad
 
@@ -903,9 +902,9 @@ def tune(config, threads=None, precision=None):
     torch.manual_seed(config.seed)  # for dropout
     # Or glibc returns what large layers free, and asks for it at the next update
     with suppress(AttributeError, OSError, TypeError):  # another libc has no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
-        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, 2**25)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
 
 
 # ---- checks ----
@@ -1009,15 +1008,13 @@ def check_networks(agent, obs=None, act=None):
 
 def check_finite(agent):
     """Raise FloatingPointError if it has diverged: learning would stop without a word."""
-    held = [(name, {"parameters": flat.data}) for name, flat in agent.flat.items()]
+    held = [(f"parameters of the {name}", flat.data) for name, flat in agent.flat.items()]
     for name in "critic_optimizer", "actor_optimizer":
-        state = getattr(agent, name).state_dict().get("state", {})
-        held += [(name, moments) for moments in state.values()]
-    for name, tensors in held:
-        for key, value in tensors.items():
-            if torch.is_tensor(value) and not value.isfinite().all():
-                bad = value[~value.isfinite()][0]
-                raise FloatingPointError(f"{key} of the {name} has become {bad.item()}")
+        for state in getattr(agent, name).state_dict().get("state", {}).values():
+            held += [(f"{key} of the {name}", value) for key, value in state.items()]
+    for what, value in held:
+        if torch.is_tensor(value) and not value.isfinite().all():
+            raise FloatingPointError(f"{what} has become {value[~value.isfinite()][0].item()}")
 
 
 # ---- files ----
@@ -1295,7 +1292,7 @@ class Episode:
             raise self.error(f"{type(error).__name__}: {one_line(error)}") from error
 
     def checked(self, name, value, dtype, size):
-        try:
+        with suppress(Exception):  # which values of others may raise
             array = np.array(value)  # a copy
             if array.dtype.kind in "biufO":  # neither complex numbers nor texts
                 if array.dtype != dtype:
@@ -1304,8 +1301,6 @@ class Episode:
                 array = array.reshape(size)
                 if all(map(math.isfinite, array.tolist())):
                     return array
-        except Exception:  # which values of others may raise
-            pass
         raise self.error(f"{name} {one_line(value)} is not finite and of size {size}")
 
     def truth(self, name, value):
@@ -1327,22 +1322,19 @@ def evaluate(agent, make_env, seeds):
 
     -> returns (N,), lengths (N,), in the order of `seeds`. A signal ends it within a step: Stopped.
     """
-
-    def unless_stopped(items):
-        for item in items:
-            if SIGNALS:
-                raise Stopped
-            yield item
-
     finished = []
     for i in range(0, len(seeds), 100):  # side by side
         episodes = []
         try:
-            for seed in unless_stopped(seeds[i : i + 100]):
+            for seed in seeds[i : i + 100]:
+                if SIGNALS:
+                    raise Stopped
                 episodes.append(Episode(make_env, seed))
             while running := [e for e in episodes if not e.over]:
                 actions = agent.act(np.stack([e.obs for e in running]))
-                for episode, action in unless_stopped(zip(running, actions)):
+                for episode, action in zip(running, actions):
+                    if SIGNALS:
+                        raise Stopped
                     episode.step(action)
         finally:
             for episode in episodes:

@@ -1857,8 +1857,9 @@ def test_train_says_if_there_are_fewer_free_cores_than_threads(
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(os, "getloadavg", loads, raising=False)
     ddpg.tune(small(), threads)
-    error = capsys.readouterr().err
-    assert error.count("\n") == bool(told) and (told or "") in error
+    lines = capsys.readouterr().err.splitlines()  # one may be on threads of tests before
+    lines = [line for line in lines if "keep denormals" not in line]
+    assert len(lines) == bool(told) and (told or "") in "".join(lines)
 
 
 def test_train_at_a_precision_of_ones_own(monkeypatch, capsys):
