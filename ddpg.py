@@ -538,8 +538,10 @@ LARGE_PRODUCT = 2**22  # multiplications, from which other kernels pay
 def onednn_is_faster():
     """Whether the processor is AMD's Zen 5 or later, which MKL, torch's own, keeps to half of its
     width. Elsewhere MKL is as fast, or faster. Asked, not timed, as it decides the last bits."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.exists() else platform.processor()  # as Windows names it
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except (OSError, ValueError):  # there is none: Windows names it here
+        text = platform.processor()
     family = re.search(r"family\D+(\d+)", text, re.IGNORECASE)
     return "AuthenticAMD" in text and family is not None and int(family[1]) >= 26
 

@@ -826,11 +826,15 @@ def test_network_of_any_size_passes_the_check_of_its_gradients_by_hand(changes, 
     ("", False),
 ])  # fmt: skip
 def test_network_products_are_chosen_by_the_processor(text, faster, monkeypatch):
+    def read(path):
+        assert str(path) == "/proc/cpuinfo"
+        if "\t" not in text:
+            raise FileNotFoundError
+        return text
+
     monkeypatch.setattr(ddpg.platform, "processor", lambda: text)
-    for there in ["\t" in text] if text else [True, False]:
-        monkeypatch.setattr(Path, "exists", lambda path: there)
-        monkeypatch.setattr(Path, "read_text", lambda path: text)
-        assert ddpg.onednn_is_faster.__wrapped__() is faster
+    monkeypatch.setattr(Path, "read_text", read)
+    assert ddpg.onednn_is_faster.__wrapped__() is faster
 
 
 @pytest.mark.skipif(not ddpg.onednn(), reason="this torch has no oneDNN products")

@@ -355,9 +355,11 @@ def parts(options):
     torch.set_num_threads(1)
     square, kernels = torch.randn(1, 256, 256), {}
     with torch.no_grad():
-        kernels["torch.bmm"] = timed(lambda: torch.bmm(square, square))
-        kernels["ours"] = timed(lambda: ddpg.bmm(square, square))
-    print("\na product of 256 x 256 matrices, one thread: ", end="")
+        kernels["torch.bmm (MKL)"] = timed(lambda: torch.bmm(square, square))
+        if one := ddpg.onednn():
+            kernels["oneDNN"] = timed(lambda: one(square[0], square[0].T, None, "none", [], ""))
+    used = "oneDNN's" if ddpg.onednn_is_faster() else "torch.bmm's"
+    print(f"\na product of 256 x 256 matrices, one thread; {used} are used here: ", end="")
     print(", ".join(f"{name} {seconds * 1e6:.0f} us" for name, seconds in kernels.items()))
     agent, buffer = agent_of(plain_config("td3", 64, 64))
     obs, act = np.zeros(3, np.float32), np.zeros(1, np.float32)
