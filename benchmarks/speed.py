@@ -213,7 +213,7 @@ def busy(options):
     report = {}
     print("\n| TD3, Pendulum-v1 | threads | alone | two at once, each | of alone |")
     print("|---|---|---|---|---|")
-    for width, last in (64, 12_000), (256, 3_000):
+    for width, last in (64, 6_000), (256, 2_700):
         task = dict(program="ours", env="Pendulum-v1", algo="td3", width=width, batch=width)
         for threads in 1, 2:
             run = partial(in_a_process, sys.executable, "steps", 600, threads=threads, last=last)
