@@ -6482,8 +6482,14 @@ def test_viewer_real_window(run):
         command = [sys.executable, ROOT / "viewer.py", run]
         show = subprocess.Popen(command, env=env, text=True, stdout=pipe, stderr=pipe)
         processes.append(show)
-        wait_for(lambda: xdotool("search", "--onlyvisible", "--class", "viewer.py"))
-        window = xdotool("search", "--onlyvisible", "--class", "viewer.py").split()[0]
+        seen = []
+
+        def settled():  # it comes and goes once while it opens
+            seen.append(xdotool("search", "--onlyvisible", "--class", "viewer.py").split())
+            return seen[-1] and seen[-1:] == seen[-2:-1]
+
+        wait_for(settled)
+        window = seen[-1][0]
         xdotool("windowfocus", "--sync", window)
         xdotool("key", "space")  # before the first picture, for which it waits
         wait_for(lambda: "step 2,000" in xdotool("getwindowname", window))
