@@ -1986,9 +1986,8 @@ def card(monkeypatch):
         config = small(**dict(total_steps=150, algo="td3") | changes)
         run = Training(config, Toys(), agent=agent)
         run.agent.by_hand = {}  # as on a card
-        run.graphs = Graphs(run)  # which makes it measure less often
-        if not graphs:
-            run.graphs = None
+        run.graphs = Graphs(run) if graphs else None
+        run.agent.MEASURE_EVERY = 35
         return run
 
     yield begin
@@ -2001,7 +2000,8 @@ def trained(run, change=lambda run: None):
     for _ in run:
         change(run)
     state = run.agent.state_dict()
-    state = {name: state[name] for name in (*NETWORKS, "critic_optimizer", "generator", "updates")}
+    names = *NETWORKS, "critic_optimizer", "generator", "updates", "metrics"
+    state = {name: state[name] for name in names}
     return pytree.tree_map(lambda x: x.tolist() if torch.is_tensor(x) else x, state), run.tables
 
 
@@ -2222,12 +2222,19 @@ def test_graphs_are_left_where_a_learning_rate_always_changes(card, capsys):
     assert capsys.readouterr().err.count("numbers of the agent change all the time") == 1
 
 
-def test_graphs_that_come_to_differ_are_an_error(card):
+@pytest.mark.parametrize("what", ["loss", "targets"])
+def test_graphs_that_come_to_differ_are_an_error(card, what):
     class Hidden(Agent):
         weights = [1.0]
 
         def critic_loss(self, obs, act, target_q):
-            return super().critic_loss(obs, act, target_q) * self.weights[0]
+            weight = self.weights[0] if what == "loss" else 1
+            return super().critic_loss(obs, act, target_q) * weight
+
+        def update(self, batch):
+            super().update(batch)
+            if what == "targets":
+                self.flat["critic_target"].data.mul_(self.weights[0])
 
     def change(run):
         if run.step == 95:
@@ -6482,14 +6489,14 @@ def test_viewer_real_window(run):
         command = [sys.executable, ROOT / "viewer.py", run]
         show = subprocess.Popen(command, env=env, text=True, stdout=pipe, stderr=pipe)
         processes.append(show)
-        seen = []
+        found = []
 
-        def settled():  # it comes and goes once while it opens
-            seen.append(xdotool("search", "--onlyvisible", "--class", "viewer.py").split())
-            return seen[-1] and seen[-1:] == seen[-2:-1]
+        def settled():  # it comes and goes once while it opens, and would lose the focus
+            found.append(xdotool("search", "--onlyvisible", "--class", "viewer.py").split())
+            return found[-1] and found[-10:] == [found[-1]] * 10
 
         wait_for(settled)
-        window = seen[-1][0]
+        window = found[-1][0]
         xdotool("windowfocus", "--sync", window)
         xdotool("key", "space")  # before the first picture, for which it waits
         wait_for(lambda: "step 2,000" in xdotool("getwindowname", window))
