@@ -2141,14 +2141,16 @@ class Weighs(Agent):
         return super().critic_loss(obs, act, target_q) * self.weight
 
 
-@pytest.mark.parametrize("change", [
-    set_rates, set_targets, set_batch, set_weight, new_buffer, new_rows, new_agent, new_optimizer,
-    load_parameters,
-])  # fmt: skip
-@pytest.mark.parametrize("step", [56, 95])
+CHANGES = [set_rates, set_targets, set_batch, set_weight, new_buffer, new_rows, new_agent]
+CHANGES += [new_optimizer, load_parameters]
+
+
+@pytest.mark.parametrize(
+    "change, step", [*((c, 95) for c in CHANGES), (set_rates, 56), (new_agent, 56)]
+)
 def test_graphs_are_made_anew_for_what_is_changed(card, change, step, capsys):
     """While they are compared, and later."""
-    plain, replayed = card(False, Weighs), card(True, Weighs)
+    plain, replayed = card(False, Weighs, total_steps=130), card(True, Weighs, total_steps=130)
     results = [
         trained(run, lambda run: run.step == step and change(run)) for run in (plain, replayed)
     ]
