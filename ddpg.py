@@ -173,7 +173,7 @@ class ReplayBuffer:
         self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
         self.n_step, self.gamma = n_step, gamma
         self.pending, self.written = deque(), 0  # pending: the last steps, short of n rewards
-        self.size = torch.zeros((), dtype=torch.int64, device=device)  # for draw_rows
+        self.filled = torch.zeros((), dtype=torch.int64, device=device)  # len(self), for graphs
 
     def __len__(self):
         return min(self.written, len(self.rows))
@@ -715,9 +715,9 @@ def draw_rows(buffer, n, generator):
     if not buffer.rows.is_cuda:
         return torch.randint(len(buffer), (n,), generator=generator, device=buffer.rows.device)
     if not torch.cuda.is_current_stream_capturing():
-        buffer.size.fill_(len(buffer))
+        buffer.filled.fill_(len(buffer))
     uniform = torch.rand(n, dtype=torch.float64, generator=generator, device=buffer.rows.device)
-    return (uniform * buffer.size).long()
+    return (uniform * buffer.filled).long()
 
 
 class Unread:
@@ -761,8 +761,8 @@ class Graphs:
         number = agent.updates + 1
         if number % agent.MEASURE_EVERY == 1:
             return self.aside(run.learn)
-        if hasattr(run.buffer, "size"):
-            run.buffer.size.fill_(len(run.buffer))
+        if torch.is_tensor(filled := getattr(run.buffer, "filled", None)):  # not in one's own
+            filled.fill_(len(run.buffer))
         kind = "update" if number % agent.config.policy_delay else "delayed update"
         self.do(kind, run.learn, run.learn, [flat.data for flat in agent.flat.values()])
         agent.updates = number
@@ -889,8 +889,9 @@ def tune(config, threads=None, precision=None):
     if precision not in (None, *PRECISIONS):
         raise UsageError(f"precision: {one_line(precision)} is not {', '.join(PRECISIONS)}")
     cores = free = os.cpu_count() or 1
-    with suppress(AttributeError, OSError):  # Windows knows no load
+    with suppress(AttributeError, OSError):  # not everywhere is it known
         free = max(0, cores - round(os.getloadavg()[0]))  # of the last minute
+        free = min(free, len(os.sched_getaffinity(0)))
     if (threads or 1) > max(1, free):
         text = "they wait for each other, which may take 10 times as long"
         warn(f"{threads} threads, but {free} of {cores} cores are free: {text}")
@@ -1835,7 +1836,7 @@ def parse(argv):
     add("--device", default="auto", choices=devices, help="auto: cuda for 128-128 and larger")
     add("--threads", type=int, metavar="N", help="CPU threads (default 1)")
     add("--precision", choices=PRECISIONS, help="of products, as torch has it (default highest)")
-    add("--graphs", action=argparse.BooleanOptionalAction, default=True, help="CUDA graphs")
+    add("--no-graphs", action="store_true", help="on CUDA: replay nothing, to debug")
     add("--watch", action="store_true", help="open the viewer beside the training")
     add("--quiet", action="store_true", help="print the final test only")
     add("--json", action="store_true", help="print the final test only, as a line of JSON")
@@ -1893,7 +1894,7 @@ def train_command(options, explicit):
         shown = Path(options.out or name)
         run = Training(c, None, device)
         new_folder(here / shown)
-    if not options.graphs:
+    if options.no_graphs:
         run.graphs = None
     folder = here / shown  # an environment may have changed the working folder
     c, steps = run.config, record(run, folder)

@@ -1842,16 +1842,17 @@ ddpg.tune(ddpg.Config(), 4)
     assert first == "tuned first" and second.startswith("ddpg.py: torch had threads before")
 
 
-@pytest.mark.parametrize("threads, cores, load, told", [
-    (None, 2, 9.0, None),
-    (1, 1, 9.0, None),
-    (2, 2, 0.4, None),
-    (2, 2, 0.6, "2 threads, but 1 of 2 cores are free: they wait for each other, which may take"),
-    (8, 4, 0.0, "8 threads, but 4 of 4 cores are free"),
-    (2, 2, OSError(), None),  # where nobody counts
+@pytest.mark.parametrize("threads, cores, ours, load, told", [
+    (None, 2, 2, 9.0, None),
+    (1, 1, 1, 9.0, None),
+    (2, 2, 2, 0.4, None),
+    (2, 2, 2, 0.6, "2 threads, but 1 of 2 cores are free: they wait for each other, which may"),
+    (8, 4, 4, 0.0, "8 threads, but 4 of 4 cores are free"),
+    (2, 8, 1, 0.0, "2 threads, but 1 of 8 cores are free"),  # taskset
+    (2, 2, 2, OSError(), None),  # where nobody counts
 ])  # fmt: skip
 def test_train_says_if_there_are_fewer_free_cores_than_threads(
-    threads, cores, load, told, monkeypatch, capsys
+    threads, cores, ours, load, told, monkeypatch, capsys
 ):
     def loads():
         if isinstance(load, OSError):
@@ -1860,6 +1861,7 @@ def test_train_says_if_there_are_fewer_free_cores_than_threads(
 
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(os, "getloadavg", loads, raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(ours), raising=False)
     ddpg.tune(small(), threads)
     lines = capsys.readouterr().err.splitlines()  # one may be on threads of tests before
     lines = [line for line in lines if "keep denormals" not in line]
@@ -1943,7 +1945,7 @@ class OnCard:
     """A replay as `draw_rows` sees it where its rows are on a card."""
 
     def __init__(self, buffer):
-        self.buffer, self.size = buffer, buffer.size
+        self.buffer, self.filled = buffer, buffer.filled
         self.rows = types.SimpleNamespace(is_cuda=True, device="cpu")
 
     def __len__(self):
@@ -2258,12 +2260,12 @@ def test_graphs_say_what_has_diverged(card, step):
 
 def test_graphs_of_a_buffer_of_ones_own(card):
     class Own:
-        """Without a size on the card."""
+        """With a size of its own, not on the card."""
 
         columns = [2, 1, 1, 2, 1]
 
         def __init__(self, n_step=1):
-            self.list, self.rows = [], torch.zeros(400, 7)
+            self.list, self.rows, self.filled = [], torch.zeros(400, 7), 0
 
         def __len__(self):
             return len(self.list)
