@@ -750,7 +750,7 @@ class Graphs:
 
     def __init__(self, run):
         self.run, self.stream, self.changes = run, torch.cuda.Stream(), -1
-        self.held, self.values = [], None
+        self.held, self.tensors, self.values = [], [], None
         sizes = run.agent.obs_dim, len(run.agent.low)
         self.input, self.output = (torch.zeros(1, size).pin_memory() for size in sizes)
         self.obs = self.input.to(run.agent.device)
@@ -815,9 +815,14 @@ class Graphs:
         held += [getattr(agent, name) for name in agent.PARTS]
         items = [item for x in (agent, *self.optimizers()) for item in vars(x).items()]
         values = [(k, v) for k, v in items if type(v) in (int, float) and k != "updates"]
-        if any(a is not b for a, b in zip(held, self.held)) or values != self.values:
+        before = self.held + self.tensors
+        if [*map(id, held + self.own_tensors())] != [*map(id, before)] or values != self.values:
             self.held, self.values, self.graphs, self.counts = held, values, {}, {}
+            self.tensors = self.own_tensors()
             self.changes += 1
+
+    def own_tensors(self):
+        return [x for x in vars(self.run.agent).values() if torch.is_tensor(x)]
 
     def optimizers(self):
         return self.run.agent.actor_optimizer, self.run.agent.critic_optimizer
@@ -828,12 +833,13 @@ class Graphs:
         with torch.cuda.stream(self.stream):
             work()
         torch.cuda.current_stream().wait_stream(self.stream)
+        self.tensors = self.own_tensors()  # those that it made itself, too
 
     def snapshot(self):
         """-> a function that puts back what a call may change."""
         agent = self.run.agent
         state, drawn = copy.deepcopy(agent.state_dict()), torch.cuda.get_rng_state(agent.device)
-        own = [x.detach() for x in vars(agent).values() if torch.is_tensor(x)]
+        own = [x.detach() for x in self.own_tensors()]
         copies = [x.clone() for x in own]
 
         def put_back():
@@ -863,6 +869,7 @@ class Graphs:
         finally:
             torch.cuda.set_sync_debug_mode(mode)
             agent.updates = updates
+            self.tensors = self.own_tensors()
         return kind in self.graphs
 
     def give_up(self, why):

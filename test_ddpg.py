@@ -2064,7 +2064,14 @@ class ClipsCritic(Agent):
         optimizer.step()
 
 
-@pytest.mark.parametrize("kind", [Drops, Centres, ClipsCritic])
+class Logs(Agent):
+    def critic_loss(self, obs, act, target_q):
+        loss = super().critic_loss(obs, act, target_q)
+        self.last, self.least = loss.detach(), loss
+        return loss
+
+
+@pytest.mark.parametrize("kind", [Drops, Centres, ClipsCritic, Logs])
 def test_graphs_hold_what_one_may_add(card, kind, capsys):
     replayed = card(agent=kind)
     assert trained(replayed) == trained(card(graphs=False, agent=kind)) and replayed.graphs
@@ -2132,19 +2139,23 @@ def set_weight(run):
     run.agent.weight = -1.0
 
 
+def new_alpha(run):
+    run.agent.alpha = torch.full((), -1.0)
+
+
 class Weighs(Agent):
     weight = 1.0
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.weight = 1.0
+        self.weight, self.alpha = 1.0, torch.ones(())
 
     def critic_loss(self, obs, act, target_q):
-        return super().critic_loss(obs, act, target_q) * self.weight
+        return super().critic_loss(obs, act, target_q) * self.weight * self.alpha
 
 
 CHANGES = [set_rates, set_targets, set_batch, set_weight, new_buffer, new_rows, new_agent]
-CHANGES += [new_optimizer, load_parameters]
+CHANGES += [new_optimizer, load_parameters, new_alpha]
 
 
 @pytest.mark.parametrize(
