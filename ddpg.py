@@ -84,9 +84,9 @@ class Config:
     save_replay: bool = flag(True, "keep them in the state, without which resuming is not exact")
     gamma: float = flag(0.99, "discount of the future, per step", 0, 1)
     n_step: int = flag(1, "rewards summed before the target bootstraps", 1, 1_000)
-    reward_scale: float = flag(1.0, "factor on rewards as the critic sees them", 1e-9, 1e9)
+    normalize: bool = flag(True, "normalise observations by mean and sd of the random steps")
+    reward_scale: float = flag(None, "factor on rewards; default: from the random steps", 1e-9, 1e9)
     hidden: tuple[int, ...] = flag((256, 256), "widths of the hidden layers", 1, 16_384)
-    obs_scale: tuple[float, ...] = flag((), "typical size of each observation", 1e-9, 1e9)
     layer_norm: bool = flag(True, "normalise the critic's hidden layers")
     actor_lr: float = flag(3e-4, "Adam's learning rate for the actor", 1e-9, 1)
     critic_lr: float = flag(3e-4, "Adam's learning rate for the critic", 1e-9, 1)
@@ -147,7 +147,7 @@ PRESETS = {
         noise_sigma=0.2, noise_theta=0.15, eval_episodes=20, solved_at=250.0),
     "MountainCarContinuous-v0": dict(
         algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64),
-        layer_norm=False, obs_scale=(0.5, 0.03), reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3,
+        layer_norm=False, reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3,
         n_step=3, tau=0.01, noise_sigma=0.5, noise_theta=0.15, eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
         algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
@@ -171,6 +171,7 @@ class ReplayBuffer:
     def __init__(self, capacity, obs_dim, act_dim, n_step=1, gamma=0.99, device="cpu"):
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
+        self.shift, self.scale = np.float32(0), np.float32(1)  # of rows as stored: see rescale
         self.n_step, self.gamma = n_step, gamma
         self.pending, self.written = deque(), 0  # pending: the last steps, short of n rewards
         self.filled = torch.zeros((), dtype=torch.int64, device=device)  # len(self), for graphs
@@ -192,11 +193,23 @@ class ReplayBuffer:
             discount = 0.0 if terminated else self.gamma ** len(self.pending)
             first, _ = self.pending.popleft()
             R = n_step_return if abs(n_step_return) < 3.4e38 else np.nan  # or NumPy warns
-            row = np.concatenate([first, [R], next_obs, [discount]], dtype=np.float32)
+            row = np.concatenate([first, [R], next_obs, [discount]])
+            row = ((row - self.shift) / self.scale).astype(np.float32)
             if not all(map(math.isfinite, row.tolist())):
                 raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
             self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
+
+    def rescale(self, obs_mean, obs_std, reward_scale):
+        """Rows, those written, too, have obs as (obs - mean) / std, and R as reward_scale * R."""
+        shift, scale = torch.zeros_like(self.rows[0]), torch.ones_like(self.rows[0])
+        for columns, of_obs in (shift, obs_mean), (scale, obs_std):
+            obs, _, _, next_obs, _ = columns.split(self.columns)
+            obs.copy_(of_obs)
+            next_obs.copy_(of_obs)
+        scale.split(self.columns)[2].div_(reward_scale)
+        self.rows[: len(self)].sub_(shift).div_(scale)
+        self.shift, self.scale = shift.cpu().numpy(), scale.cpu().numpy()
 
     def sample(self, batch_size, generator=None):
         """Draw obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
@@ -211,11 +224,10 @@ class MLP(nn.Module):
     """`n` multilayer perceptrons side by side, (B, in) -> (n, B, out): a product per layer.
 
     Weights start uniform in +-1/sqrt(inputs), and in +-0.003 in the last layer: first actions
-    near 0, where tanh is not flat, and first values near 0 (arXiv:1509.02971, section 7). `scale`
-    has typical sizes of the first inputs, by which their weights are divided.
+    near 0, where tanh is not flat, and first values near 0 (arXiv:1509.02971, section 7).
     """
 
-    def __init__(self, n, sizes, scale=(), layer_norm=False):
+    def __init__(self, n, sizes, layer_norm=False):
         super().__init__()
         self.n, self.layer_norm = n, layer_norm
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
@@ -223,8 +235,6 @@ class MLP(nn.Module):
             bound = 0.003 if i == len(sizes) - 2 else fan_in**-0.5
             self.weights.append(torch.empty(n, fan_in, fan_out).uniform_(-bound, bound))
             self.biases.append(torch.empty(n, 1, fan_out).uniform_(-bound, bound))
-        if scale:
-            self.weights[0].data[:, : len(scale)] /= torch.tensor(scale)[:, None]
 
     def layers(self):
         """Pairs (weight, bias), twenty times as fast as by iterating over ParameterLists."""
@@ -247,7 +257,7 @@ class Actor(nn.Module):
 
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
-        self.net = MLP(1, [obs_dim, *config.hidden, act_dim], config.obs_scale)
+        self.net = MLP(1, [obs_dim, *config.hidden, act_dim])
 
     def forward(self, obs):
         return self.net(obs)[0].tanh()  # (1, B, act) -> (B, act)
@@ -262,7 +272,7 @@ class Critic(nn.Module):
     def __init__(self, obs_dim, act_dim, config):
         super().__init__()
         sizes = [obs_dim + act_dim, *config.hidden, 1]
-        self.net = MLP(config.n_critics, sizes, config.obs_scale, config.layer_norm)
+        self.net = MLP(config.n_critics, sizes, config.layer_norm)
 
     def forward(self, obs, act):
         return self.net(torch.cat([obs, act], dim=-1))
@@ -401,10 +411,10 @@ class Agent:
     def __init__(self, obs_dim, low, high, config, device="cpu"):
         self.obs_dim, self.config, self.device = obs_dim, config, torch.device(device)
         self.low, self.high = (np.asarray(bound, np.float32).ravel() for bound in (low, high))
-        if len(config.obs_scale) not in (0, obs_dim):
-            raise UsageError(f"obs_scale: {len(config.obs_scale)} sizes, {obs_dim} observations")
         if not (np.isfinite([self.low, self.high]).all() and (self.low <= self.high).all()):
             raise ValueError(f"actions need finite bounds, not from {low} to {high}")
+        self.obs_mean = torch.zeros(obs_dim, device=self.device)
+        self.obs_std, self.reward_scale = torch.ones_like(self.obs_mean), 1.0
         with FromSeed(config.seed):
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
@@ -424,12 +434,31 @@ class Agent:
     @torch.inference_mode()
     def act_unit(self, obs):
         """mu(obs) in [-1, 1] as an array: obs (obs,) or (B, obs) -> (act,) or (B, act)."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
-        if obs.shape[-1:] != (self.obs_dim,):
-            raise ValueError(f"obs {tuple(obs.shape)} is not (.., {self.obs_dim})")
+        obs = self.normalize(obs)
         if self.actor.training:  # where dropout would be noise
             self.actor.eval()
         return self.actor(obs.reshape(-1, self.obs_dim)).view(*obs.shape[:-1], -1).cpu().numpy()
+
+    def normalize(self, obs):
+        """Observations (.., obs) as the networks see them."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
+        if obs.shape[-1:] != (self.obs_dim,):
+            raise ValueError(f"obs {tuple(obs.shape)} is not (.., {self.obs_dim})")
+        return (obs - self.obs_mean) / self.obs_std
+
+    def find_scales(self, buffer):
+        """Fix mean and sd of observations, and a factor on rewards, from what a buffer has."""
+        obs, _, R, *_ = buffer.rows[: len(buffer)].double().split(buffer.columns, dim=1)
+        if self.config.normalize:
+            std, mean = torch.std_mean(obs, dim=0)
+            std = torch.maximum(std, (obs - mean).abs().amax(dim=0) / 10)
+            self.obs_mean.copy_(mean)
+            self.obs_std.copy_(torch.where(std > 1e-6 * mean.abs() + 1e-12, std, 1.0))
+        self.reward_scale = self.config.reward_scale
+        if self.reward_scale is None:
+            size = R.square().mean().sqrt().item() / buffer.n_step
+            self.reward_scale = float(np.clip(size, 0.1, 1)) / size if size else 1.0
+        buffer.rescale(self.obs_mean, self.obs_std, self.reward_scale)
 
     def to_env(self, act):
         """Actions (.., act) in [-1, 1] -> the environment's units, each by its own bounds."""
@@ -506,24 +535,29 @@ class Agent:
         """All that `update` changes, for exact resumption."""
         state = {name: getattr(self, name).state_dict() for name in self.PARTS}
         generator = self.generator.get_state()
-        return state | dict(updates=self.updates, metrics=self.metrics, generator=generator)
+        state |= dict(updates=self.updates, metrics=self.metrics, generator=generator)
+        scales = dict(obs_mean=self.obs_mean, obs_std=self.obs_std, reward_scale=self.reward_scale)
+        return state | scales
 
     def load_state_dict(self, state):
         """Go on from what `state_dict` returned."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.updates = int(state["updates"])
-        self.metrics.copy_(state["metrics"])
+        for name in "metrics", "obs_mean", "obs_std":
+            getattr(self, name).copy_(state[name])
+        self.reward_scale = float(state["reward_scale"])
         self.generator.set_state(state["generator"])
 
     def save(self, path, env, step, evaluation=None):
         """Write a policy file, actor and critic: arrays that numpy can read, and a text of JSON."""
-        arrays = {}
+        arrays = {name: getattr(self, name).cpu().numpy() for name in ("obs_mean", "obs_std")}
         for name in "actor", "critic":
             for key, tensor in getattr(self, name).state_dict().items():
                 arrays[f"{name}.{key}"] = tensor.cpu().numpy()
         meta = dict(format=FORMAT, env=env, step=step, evaluation=evaluation, versions=VERSIONS)
         meta |= dict(obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist())
+        meta["reward_scale"] = self.reward_scale
         write_npz(path, arrays, **meta, config=asdict(self.config))
 
 
@@ -1019,6 +1053,7 @@ def check_networks(agent, obs=None, act=None):
 def check_finite(agent):
     """Raise FloatingPointError if it has diverged: learning would stop without a word."""
     held = [(f"parameters of the {name}", flat.data) for name, flat in agent.flat.items()]
+    held += [("mean of obs", agent.obs_mean), ("1 / sd of obs", 1 / agent.obs_std)]
     for name in "critic_optimizer", "actor_optimizer":
         for state in getattr(agent, name).state_dict().get("state", {}).values():
             held += [(f"{key} of the {name}", value) for key, value in state.items()]
@@ -1029,7 +1064,7 @@ def check_finite(agent):
 
 # ---- files ----
 
-FORMAT = 1  # of policy files
+FORMAT = 2  # of policy files; 1 had no scales
 TEMPORARY = ".unfinished"  # at the end of a name
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
 MACHINE = {"cpu": torch.backends.cpu.get_cpu_capability(), "onednn": onednn_is_faster()}
@@ -1130,9 +1165,8 @@ def existing(folder, *names):
 
 def bytes_of_networks(obs_dim, act_dim, config):
     """What a file of an Actor and a Critic has at least."""
-    bare = replace(config, obs_scale=())  # to divide by it there imports sympy
     with torch.device("meta"):  # which takes no memory
-        states = [network(obs_dim, act_dim, bare).state_dict() for network in (Actor, Critic)]
+        states = [network(obs_dim, act_dim, config).state_dict() for network in (Actor, Critic)]
     return sum(tensor.nbytes for state in states for tensor in state.values())
 
 
@@ -1143,9 +1177,12 @@ def load(path, device="cpu"):
         path = existing(path, "best.npz", "last.npz")[0]
     arrays, meta = read_npz(path)
     with refusing(path, "is not a policy file"):
+        if meta["format"] == 1:
+            meta["config"].pop("obs_scale")  # its weights are divided by it
+            meta["reward_scale"] = meta["config"]["reward_scale"]
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
         step, score = meta["step"], meta["evaluation"]
-        sound = meta["format"] == FORMAT and type(step) is int and 0 <= step <= 10**12
+        sound = meta["format"] in (1, FORMAT) and type(step) is int and 0 <= step <= 10**12
         sound = sound and (score is None or math.isfinite(score)) and meta["env"].isprintable()
         if not sound:
             raise ValueError("of another format")
@@ -1158,6 +1195,10 @@ def load(path, device="cpu"):
             own = {key: torch.from_numpy(arrays[f"{name}.{key}"]) for key in network.state_dict()}
             network.load_state_dict(own)
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
+        if meta["format"] > 1:
+            agent.obs_mean.copy_(torch.from_numpy(arrays["obs_mean"]))
+            agent.obs_std.copy_(torch.from_numpy(arrays["obs_std"]))
+        agent.reward_scale = float(meta["reward_scale"])
         check_finite(agent)
     agent.meta = meta | {"path": str(path)}
     return agent
@@ -1463,8 +1504,10 @@ class Training:
         # Remember the action as it is executed
         act = act.astype(np.float32)
         rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
-        self.buffer.add(obs, act, c.reward_scale * rew, next_obs, terminated, truncated)
+        self.buffer.add(obs, act, rew, next_obs, terminated, truncated)
         self.step, self.evaluation = step, None
+        if step == c.learning_starts:
+            agent.find_scales(self.buffer)
         # Learn
         if step > self.filled_from + c.learning_starts:
             for _ in range(c.updates_per_step):
@@ -1517,7 +1560,7 @@ class Training:
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
         row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
         row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
-        row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / c.reward_scale)
+        row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / agent.reward_scale)
         self.add_row("progress.csv", row)
         return row
 
@@ -1562,7 +1605,9 @@ class Training:
             if table.count("\n") > self.step + 2:
                 raise ValueError(f"its {name} is too long")
             self.tables[name] = table.splitlines(keepends=True)
-        self.agent.load_state_dict(unpack(meta["agent"], arrays))
+        agent = self.agent
+        agent.load_state_dict(unpack(meta["agent"], arrays))
+        self.buffer.rescale(agent.obs_mean, agent.obs_std, agent.reward_scale)
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
         if self.agent.device.type == "cuda" and "cuda_rng" in arrays:  # not if it was on a CPU
             torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), self.agent.device)

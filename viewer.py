@@ -298,10 +298,10 @@ class Player:
 
     def q(self, obs, act):
         """The smallest value of the critics, as in the target, in the environment's own rewards."""
-        obs, act = (torch.as_tensor(np.array(x), dtype=torch.float32) for x in (obs, act))
+        obs, act = self.policy.normalize(np.array(obs)), torch.from_numpy(np.float32(act))
         with torch.inference_mode():
             values = self.policy.critic(obs, act).amin(0)[:, 0]  # (n, B, 1) -> (B,)
-        return (values / self.policy.config.reward_scale).tolist()
+        return (values / self.policy.reward_scale).tolist()
 
     def predicted(self):
         """Q(s_t, a_t) of the steps so far, evaluated only when somebody looks."""
