@@ -84,8 +84,8 @@ class Config:
     save_replay: bool = flag(True, "keep them in the state, without which resuming is not exact")
     gamma: float = flag(0.99, "discount of the future, per step", 0, 1)
     n_step: int = flag(1, "rewards summed before the target bootstraps", 1, 1_000)
-    normalize: bool = flag(True, "normalise observations by mean and sd of the random steps")
-    reward_scale: float = flag(None, "factor on rewards; default: from the random steps", 1e-9, 1e9)
+    normalize: bool = flag(True, "shift and scale observations, as the random steps suggest")
+    reward_scale: float = flag(None, "factor on rewards; default: found, too", 1e-9, 1e9)
     hidden: tuple[int, ...] = flag((256, 256), "widths of the hidden layers", 1, 16_384)
     layer_norm: bool = flag(True, "normalise the critic's hidden layers")
     actor_lr: float = flag(3e-4, "Adam's learning rate for the actor", 1e-9, 1)
@@ -171,7 +171,7 @@ class ReplayBuffer:
     def __init__(self, capacity, obs_dim, act_dim, n_step=1, gamma=0.99, device="cpu"):
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
-        self.shift, self.scale = np.float32(0), np.float32(1)  # of rows as stored: see rescale
+        self.shift, self.scale = 0.0, 1.0  # of rows: see rescale
         self.n_step, self.gamma = n_step, gamma
         self.pending, self.written = deque(), 0  # pending: the last steps, short of n rewards
         self.filled = torch.zeros((), dtype=torch.int64, device=device)  # len(self), for graphs
@@ -194,21 +194,22 @@ class ReplayBuffer:
             first, _ = self.pending.popleft()
             R = n_step_return if abs(n_step_return) < 3.4e38 else np.nan  # or NumPy warns
             row = np.concatenate([first, [R], next_obs, [discount]])
-            row = ((row - self.shift) / self.scale).astype(np.float32)
+            row = ((row - self.shift) * self.scale).astype(np.float32)
             if not all(map(math.isfinite, row.tolist())):
                 raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
             self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
 
-    def rescale(self, obs_mean, obs_std, reward_scale):
-        """Rows, those written, too, have obs as (obs - mean) / std, and R as reward_scale * R."""
+    def rescale(self, agent):
+        """Keep (obs - mean) * scale and scale * R with an agent's scales, in rows written, too."""
         shift, scale = torch.zeros_like(self.rows[0]), torch.ones_like(self.rows[0])
-        for columns, of_obs in (shift, obs_mean), (scale, obs_std):
-            obs, _, _, next_obs, _ = columns.split(self.columns)
+        for row, of_obs in (shift, agent.obs_mean), (scale, agent.obs_scale):
+            obs, _, _, next_obs, _ = row.split(self.columns)
             obs.copy_(of_obs)
             next_obs.copy_(of_obs)
-        scale.split(self.columns)[2].div_(reward_scale)
-        self.rows[: len(self)].sub_(shift).div_(scale)
+        scale.split(self.columns)[2].fill_(agent.reward_scale)
+        before = [torch.as_tensor(x, device=self.rows.device) for x in (self.scale, self.shift)]
+        self.rows[: len(self)].div_(before[0]).add_(before[1]).sub_(shift).mul_(scale)
         self.shift, self.scale = shift.cpu().numpy(), scale.cpu().numpy()
 
     def sample(self, batch_size, generator=None):
@@ -406,6 +407,7 @@ class Agent:
 
     NETWORKS = "actor", "critic", "actor_target", "critic_target"
     PARTS = *NETWORKS, "actor_optimizer", "critic_optimizer"
+    SCALES = "obs_mean", "obs_scale", "reward_scale"  # fixed when learning starts
     MEASURE_EVERY = 100  # updates, as it takes as long as one
 
     def __init__(self, obs_dim, low, high, config, device="cpu"):
@@ -414,7 +416,8 @@ class Agent:
         if not (np.isfinite([self.low, self.high]).all() and (self.low <= self.high).all()):
             raise ValueError(f"actions need finite bounds, not from {low} to {high}")
         self.obs_mean = torch.zeros(obs_dim, device=self.device)
-        self.obs_std, self.reward_scale = torch.ones_like(self.obs_mean), 1.0
+        self.obs_scale = torch.ones_like(self.obs_mean)
+        self.reward_scale = config.reward_scale or 1.0  # found when learning starts
         with FromSeed(config.seed):
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
@@ -444,21 +447,7 @@ class Agent:
         obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)
         if obs.shape[-1:] != (self.obs_dim,):
             raise ValueError(f"obs {tuple(obs.shape)} is not (.., {self.obs_dim})")
-        return (obs - self.obs_mean) / self.obs_std
-
-    def find_scales(self, buffer):
-        """Fix mean and sd of observations, and a factor on rewards, from what a buffer has."""
-        obs, _, R, *_ = buffer.rows[: len(buffer)].double().split(buffer.columns, dim=1)
-        if self.config.normalize:
-            std, mean = torch.std_mean(obs, dim=0)
-            std = torch.maximum(std, (obs - mean).abs().amax(dim=0) / 10)
-            self.obs_mean.copy_(mean)
-            self.obs_std.copy_(torch.where(std > 1e-6 * mean.abs() + 1e-12, std, 1.0))
-        self.reward_scale = self.config.reward_scale
-        if self.reward_scale is None:
-            size = R.square().mean().sqrt().item() / buffer.n_step
-            self.reward_scale = float(np.clip(size, 0.1, 1)) / size if size else 1.0
-        buffer.rescale(self.obs_mean, self.obs_std, self.reward_scale)
+        return (obs - self.obs_mean) * self.obs_scale
 
     def to_env(self, act):
         """Actions (.., act) in [-1, 1] -> the environment's units, each by its own bounds."""
@@ -536,22 +525,21 @@ class Agent:
         state = {name: getattr(self, name).state_dict() for name in self.PARTS}
         generator = self.generator.get_state()
         state |= dict(updates=self.updates, metrics=self.metrics, generator=generator)
-        scales = dict(obs_mean=self.obs_mean, obs_std=self.obs_std, reward_scale=self.reward_scale)
-        return state | scales
+        return state | {name: getattr(self, name) for name in self.SCALES}
 
     def load_state_dict(self, state):
         """Go on from what `state_dict` returned."""
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.updates = int(state["updates"])
-        for name in "metrics", "obs_mean", "obs_std":
+        for name in "metrics", "obs_mean", "obs_scale":
             getattr(self, name).copy_(state[name])
         self.reward_scale = float(state["reward_scale"])
         self.generator.set_state(state["generator"])
 
     def save(self, path, env, step, evaluation=None):
         """Write a policy file, actor and critic: arrays that numpy can read, and a text of JSON."""
-        arrays = {name: getattr(self, name).cpu().numpy() for name in ("obs_mean", "obs_std")}
+        arrays = {name: getattr(self, name).cpu().numpy() for name in self.SCALES[:2]}
         for name in "actor", "critic":
             for key, tensor in getattr(self, name).state_dict().items():
                 arrays[f"{name}.{key}"] = tensor.cpu().numpy()
@@ -562,6 +550,35 @@ class Agent:
 
 
 # ======== Here the algorithm ends. The rest runs it fast and safely. ========
+
+# ---- scales ----
+
+
+def find_scales(agent, buffer):
+    """Fix, from the random steps in a buffer, how observations and rewards are shifted and scaled.
+
+    Observations get a mean of 0 and an sd of 0.2 to 2, rewards a root mean square of 0.1 to 1. What
+    is in between keeps its scale, as random steps say little of how far a trained agent gets.
+    """
+    if not hasattr(buffer, "rescale"):
+        return warn("a buffer without rescale(): observations and rewards are not scaled")
+    c, (obs, _, R, *_) = agent.config, buffer.rows[: len(buffer)].double().split(buffer.columns, 1)
+    enough = len(buffer) >= 100
+    if c.normalize and enough:
+        sd, mean = torch.std_mean(obs, dim=0, correction=0)
+        size = torch.maximum(sd, (obs - mean).abs().amax(dim=0) / 10)  # of rare signals
+        still = size < 1e-5 + 1e-6 * mean.abs()
+        agent.obs_mean.copy_(mean)
+        agent.obs_scale.copy_(into(0.2, 2, torch.where(still, mean.abs().clamp(min=1), size)))
+    size = R.square().mean().sqrt() / buffer.n_step if enough else torch.zeros(())
+    agent.reward_scale = c.reward_scale or into(0.1, 1, size).item()
+    buffer.rescale(agent)
+
+
+def into(low, high, size):
+    """Factors that bring sizes from low to high; 1 for what is next to 0."""
+    return torch.where(size > 1e-5, size.clamp(low, high) / size, 1)
+
 
 # ---- speed ----
 
@@ -813,7 +830,8 @@ class Graphs:
     @torch.inference_mode()
     def act(self):
         self.obs.copy_(self.input, non_blocking=True)
-        self.output.copy_(self.run.agent.actor.eval()(self.obs), non_blocking=True)
+        agent = self.run.agent
+        self.output.copy_(agent.actor.eval()(agent.normalize(self.obs)), non_blocking=True)
 
     def do(self, kind, work, plain, results):
         """work(), replayed, or plain(), which must make the same results."""
@@ -1053,7 +1071,7 @@ def check_networks(agent, obs=None, act=None):
 def check_finite(agent):
     """Raise FloatingPointError if it has diverged: learning would stop without a word."""
     held = [(f"parameters of the {name}", flat.data) for name, flat in agent.flat.items()]
-    held += [("mean of obs", agent.obs_mean), ("1 / sd of obs", 1 / agent.obs_std)]
+    held += [("scales", agent.obs_mean * agent.obs_scale)]
     for name in "critic_optimizer", "actor_optimizer":
         for state in getattr(agent, name).state_dict().get("state", {}).values():
             held += [(f"{key} of the {name}", value) for key, value in state.items()]
@@ -1177,7 +1195,7 @@ def load(path, device="cpu"):
         path = existing(path, "best.npz", "last.npz")[0]
     arrays, meta = read_npz(path)
     with refusing(path, "is not a policy file"):
-        if meta["format"] == 1:
+        if meta.get("format") == 1:
             meta["config"].pop("obs_scale")  # its weights are divided by it
             meta["reward_scale"] = meta["config"]["reward_scale"]
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
@@ -1197,7 +1215,7 @@ def load(path, device="cpu"):
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
         if meta["format"] > 1:
             agent.obs_mean.copy_(torch.from_numpy(arrays["obs_mean"]))
-            agent.obs_std.copy_(torch.from_numpy(arrays["obs_std"]))
+            agent.obs_scale.copy_(torch.from_numpy(arrays["obs_scale"]))
         agent.reward_scale = float(meta["reward_scale"])
         check_finite(agent)
     agent.meta = meta | {"path": str(path)}
@@ -1435,6 +1453,7 @@ class Training:
         try:
             self.agent = agent(obs_dim, space.low, space.high, config, device)
             self.buffer = ReplayBuffer(*sizes, config.gamma, device)
+            self.buffer.rescale(self.agent)
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
@@ -1507,7 +1526,7 @@ class Training:
         self.buffer.add(obs, act, rew, next_obs, terminated, truncated)
         self.step, self.evaluation = step, None
         if step == c.learning_starts:
-            agent.find_scales(self.buffer)
+            find_scales(agent, self.buffer)
         # Learn
         if step > self.filled_from + c.learning_starts:
             for _ in range(c.updates_per_step):
@@ -1607,7 +1626,7 @@ class Training:
             self.tables[name] = table.splitlines(keepends=True)
         agent = self.agent
         agent.load_state_dict(unpack(meta["agent"], arrays))
-        self.buffer.rescale(agent.obs_mean, agent.obs_std, agent.reward_scale)
+        self.buffer.rescale(agent)
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
         if self.agent.device.type == "cuda" and "cuda_rng" in arrays:  # not if it was on a CPU
             torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), self.agent.device)
