@@ -171,7 +171,7 @@ class ReplayBuffer:
     def __init__(self, capacity, obs_dim, act_dim, n_step=1, gamma=0.99, device="cpu"):
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
-        self.shift, self.scale = 0.0, 1.0  # of rows: see rescale
+        self.units = 0.0, 1.0  # shift and scale of rows
         self.n_step, self.gamma = n_step, gamma
         self.pending, self.written = deque(), 0  # pending: the last steps, short of n rewards
         self.filled = torch.zeros((), dtype=torch.int64, device=device)  # len(self), for graphs
@@ -194,23 +194,21 @@ class ReplayBuffer:
             first, _ = self.pending.popleft()
             R = n_step_return if abs(n_step_return) < 3.4e38 else np.nan  # or NumPy warns
             row = np.concatenate([first, [R], next_obs, [discount]])
-            row = ((row - self.shift) * self.scale).astype(np.float32)
+            row = ((row - self.units[0]) * self.units[1]).astype(np.float32)
             if not all(map(math.isfinite, row.tolist())):
                 raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
             self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
 
     def rescale(self, agent):
-        """Keep (obs - mean) * scale and scale * R with an agent's scales, in rows written, too."""
-        shift, scale = torch.zeros_like(self.rows[0]), torch.ones_like(self.rows[0])
-        for row, of_obs in (shift, agent.obs_mean), (scale, agent.obs_scale):
-            obs, _, _, next_obs, _ = row.split(self.columns)
-            obs.copy_(of_obs)
-            next_obs.copy_(of_obs)
-        scale.split(self.columns)[2].fill_(agent.reward_scale)
-        before = [torch.as_tensor(x, device=self.rows.device) for x in (self.scale, self.shift)]
-        self.rows[: len(self)].div_(before[0]).add_(before[1]).sub_(shift).mul_(scale)
-        self.shift, self.scale = shift.cpu().numpy(), scale.cpu().numpy()
+        """Rows, those written too, hold (obs - mean) * scale and scale * R, as an agent has them."""
+        mean, scale, zero = agent.obs_mean, agent.obs_scale, agent.reward_scale.new_zeros(1)
+        act = zero.expand(self.columns[1])
+        new_shift = torch.cat([mean, act, zero, mean, zero])
+        new_scale = torch.cat([scale, act + 1, zero + agent.reward_scale, scale, zero + 1])
+        rows, (old_shift, old_scale) = self.rows[: len(self)], map(zero.new_tensor, self.units)
+        rows.div_(old_scale).add_(old_shift).sub_(new_shift).mul_(new_scale)
+        self.units = new_shift.cpu().numpy(), new_scale.cpu().numpy()
 
     def sample(self, batch_size, generator=None):
         """Draw obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
@@ -417,7 +415,7 @@ class Agent:
             raise ValueError(f"actions need finite bounds, not from {low} to {high}")
         self.obs_mean = torch.zeros(obs_dim, device=self.device)
         self.obs_scale = torch.ones_like(self.obs_mean)
-        self.reward_scale = config.reward_scale or 1.0  # found when learning starts
+        self.reward_scale = torch.tensor(config.reward_scale or 1.0, device=self.device)
         with FromSeed(config.seed):
             self.actor = Actor(obs_dim, len(self.low), config).to(self.device).eval()
             self.critic = Critic(obs_dim, len(self.low), config).to(self.device).eval()
@@ -532,20 +530,18 @@ class Agent:
         for name in self.PARTS:
             getattr(self, name).load_state_dict(state[name])
         self.updates = int(state["updates"])
-        for name in "metrics", "obs_mean", "obs_scale":
+        for name in "metrics", *self.SCALES:
             getattr(self, name).copy_(state[name])
-        self.reward_scale = float(state["reward_scale"])
         self.generator.set_state(state["generator"])
 
     def save(self, path, env, step, evaluation=None):
         """Write a policy file, actor and critic: arrays that numpy can read, and a text of JSON."""
-        arrays = {name: getattr(self, name).cpu().numpy() for name in self.SCALES[:2]}
+        arrays = {name: getattr(self, name).cpu().numpy() for name in self.SCALES}
         for name in "actor", "critic":
             for key, tensor in getattr(self, name).state_dict().items():
                 arrays[f"{name}.{key}"] = tensor.cpu().numpy()
         meta = dict(format=FORMAT, env=env, step=step, evaluation=evaluation, versions=VERSIONS)
         meta |= dict(obs_dim=self.obs_dim, low=self.low.tolist(), high=self.high.tolist())
-        meta["reward_scale"] = self.reward_scale
         write_npz(path, arrays, **meta, config=asdict(self.config))
 
 
@@ -557,21 +553,21 @@ class Agent:
 def find_scales(agent, buffer):
     """Fix, from the random steps in a buffer, how observations and rewards are shifted and scaled.
 
-    Observations get a mean of 0 and an sd of 0.2 to 2, rewards a root mean square of 0.1 to 1. What
-    is in between keeps its scale, as random steps say little of how far a trained agent gets.
+    Observations get mean 0 and an sd of 0.2 to 2, rewards a root mean square of 0.03 to 10. What is
+    in between keeps its scale, as random steps say little of how far a trained agent gets.
     """
     if not hasattr(buffer, "rescale"):
         return warn("a buffer without rescale(): observations and rewards are not scaled")
-    c, (obs, _, R, *_) = agent.config, buffer.rows[: len(buffer)].double().split(buffer.columns, 1)
-    enough = len(buffer) >= 100
-    if c.normalize and enough:
+    c, rows = agent.config, buffer.rows[: len(buffer)].double()
+    obs, _, R, *_ = rows.split(buffer.columns, dim=1)
+    if c.normalize and len(obs) >= 100:
         sd, mean = torch.std_mean(obs, dim=0, correction=0)
         size = torch.maximum(sd, (obs - mean).abs().amax(dim=0) / 10)  # of rare signals
         still = size < 1e-5 + 1e-6 * mean.abs()
         agent.obs_mean.copy_(mean)
         agent.obs_scale.copy_(into(0.2, 2, torch.where(still, mean.abs().clamp(min=1), size)))
-    size = R.square().mean().sqrt() / buffer.n_step if enough else torch.zeros(())
-    agent.reward_scale = c.reward_scale or into(0.1, 1, size).item()
+    if c.reward_scale is None and len(obs) >= 100:
+        agent.reward_scale.copy_(into(0.03, 10, R.square().mean().sqrt() / buffer.n_step))
     buffer.rescale(agent)
 
 
@@ -1197,7 +1193,6 @@ def load(path, device="cpu"):
     with refusing(path, "is not a policy file"):
         if meta.get("format") == 1:
             meta["config"].pop("obs_scale")  # its weights are divided by it
-            meta["reward_scale"] = meta["config"]["reward_scale"]
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
         step, score = meta["step"], meta["evaluation"]
         sound = meta["format"] in (1, FORMAT) and type(step) is int and 0 <= step <= 10**12
@@ -1213,10 +1208,8 @@ def load(path, device="cpu"):
             own = {key: torch.from_numpy(arrays[f"{name}.{key}"]) for key in network.state_dict()}
             network.load_state_dict(own)
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
-        if meta["format"] > 1:
-            agent.obs_mean.copy_(torch.from_numpy(arrays["obs_mean"]))
-            agent.obs_scale.copy_(torch.from_numpy(arrays["obs_scale"]))
-        agent.reward_scale = float(meta["reward_scale"])
+        for name in agent.SCALES if meta["format"] > 1 else ():
+            getattr(agent, name).copy_(torch.from_numpy(arrays[name]))
         check_finite(agent)
     agent.meta = meta | {"path": str(path)}
     return agent
@@ -1576,10 +1569,11 @@ class Training:
         self.best = max(self.best, returns.mean())
         seconds = time.perf_counter() - self.started
         losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
+        losses[2] /= agent.reward_scale.item()  # in the environment's units
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
         row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
         row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
-        row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / agent.reward_scale)
+        row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2])
         self.add_row("progress.csv", row)
         return row
 

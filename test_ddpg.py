@@ -546,6 +546,127 @@ def test_replay_keeps_copies():
     assert buffer.rows[:3, 0].tolist() == [0, 1, 2] == buffer.rows[:3, 1].tolist()
 
 
+# ---- scales ----
+
+
+def buffer_of(obs, rew=0.0, n_step=1):
+    """A buffer of steps that had these observations (N, obs) and rewards."""
+    obs = np.float32(obs)
+    buffer = ReplayBuffer(len(obs) + 10, obs.shape[1], 1, n_step, gamma=1.0)
+    for i, x in enumerate(obs):
+        buffer.add(x, [0.0], np.broadcast_to(rew, len(obs))[i], x + 1, False, i == len(obs) - 1)
+    return buffer
+
+
+def test_scales_bring_observations_into_a_range():
+    waves = np.sin(np.arange(1000) * 0.37)[:, None]  # an sd of 0.71
+    column, raw = np.float32([1, 1e3, 1e-3, 1e-2, 1, 0, 1e-7]), np.zeros((1000, 7))
+    raw[:] = column * waves + [0, 500, 0, 7, -3, 300, 0]
+    raw[:, 4] = -3 + (np.arange(1000) == 500)  # a rare signal
+    agent, buffer = an_agent(7), buffer_of(raw)
+    ddpg.find_scales(agent, buffer)
+    seen = buffer.rows[:1000, :7]
+    assert torch.allclose(seen.mean(0), torch.zeros(7), atol=1e-3)
+    assert torch.allclose(agent.obs_mean, torch.tensor(raw.mean(0)).float(), atol=1e-3)
+    sd = seen.std(0, correction=0).tolist()
+    assert sd[:4] == pytest.approx([0.707, 2, 0.2, 0.2], rel=0.01)
+    assert seen[500, 4] == pytest.approx(2, rel=0.01)  # not 30 times its sd
+    moved = agent.normalize(raw[0] + [0, 0, 0, 0, 0, 300, 1e-3])
+    assert moved[5] == pytest.approx(2, rel=0.01)  # of what never moved: as large as it is
+    assert moved[6] == pytest.approx(1e-3, rel=0.01)  # noise is not blown up
+    assert torch.equal(agent.normalize(np.float32(raw)), seen)  # acting sees the replay's numbers
+
+
+@pytest.mark.parametrize("rew, scale", [
+    (0.0, 1), (1.0, 1), (-5.0, 1), (-5_000.0, 0.002), (1e-3, 30), (1e-9, 1),
+    ([0.0] * 999 + [1.0], 1), ([0.0] * 999 + [1e4], 0.0316),
+])  # fmt: skip
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_scales_of_rewards_leave_usual_and_sparse_ones_alone(rew, scale, n_step):
+    agent, buffer = an_agent(1), buffer_of(np.zeros((1000, 1)), rew, n_step)
+    R = buffer.rows[:1000, 2].clone()
+    ddpg.find_scales(agent, buffer)
+    assert agent.reward_scale.item() == pytest.approx(scale, rel=0.02 if np.ndim(rew) == 0 else 1)
+    assert torch.allclose(buffer.rows[:1000, 2], R * agent.reward_scale)
+
+
+def test_scales_are_not_guessed_from_few_steps_nor_where_they_are_given():
+    raw = 1e4 * np.arange(300.0)[:, None]
+    for steps, changes in (99, {}), (300, dict(normalize=False, reward_scale=0.5)):
+        agent = an_agent(1, **changes)
+        ddpg.find_scales(agent, buffer_of(raw[:steps], rew=1e6))
+        assert agent.obs_mean == 0 and agent.obs_scale == 1
+        assert agent.reward_scale == changes.get("reward_scale", 1)
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_scales_are_of_all_rows_also_of_steps_that_were_pending(n_step):
+    rng = np.random.default_rng(0)
+    steps = [(rng.normal(50, 9, 2), rng.normal(3, 99), i % 23 == 22) for i in range(300)]
+    plain, scaled = (ReplayBuffer(400, 2, 1, n_step) for _ in range(2))
+    agent = an_agent(2)
+    for i, (obs, rew, over) in enumerate(steps):
+        for buffer in plain, scaled:
+            buffer.add(obs, obs[:1] / 99, rew, obs + 1, False, over)
+        if i == 150:
+            ddpg.find_scales(agent, scaled)
+    obs, act, R, next_obs, discount = plain.rows[: len(plain)].split(plain.columns, dim=1)
+    R = R * agent.reward_scale
+    wanted = torch.cat([agent.normalize(obs), act, R, agent.normalize(next_obs), discount], dim=1)
+    assert agent.obs_scale.max() < 0.3 and agent.reward_scale < 0.2
+    assert torch.allclose(scaled.rows[: len(plain)], wanted, rtol=1e-4, atol=1e-5)
+    rows = scaled.rows.clone()
+    scaled.rescale(agent)  # again: nothing changes
+    assert torch.allclose(scaled.rows[: len(plain)], rows[: len(plain)], rtol=1e-4, atol=1e-5)
+
+
+def far(t):
+    return [5_000.0 + 300 * t, 0.001 * t]
+
+
+SCALED_RUN = small(total_steps=195, learning_starts=120, eval_every=60, eval_episodes=1)
+
+
+def test_scales_are_fixed_once_and_part_of_state_and_policy(tmp_path):
+    def env():
+        return Toy(obs=far, reward=lambda _: 1e4)
+
+    ddpg.SAVE_EVERY = 0.0
+    train(SCALED_RUN, env, out=tmp_path / "whole")
+    policies = [load(tmp_path / "whole" / name) for name in ("best.npz", "last.npz")]
+    seen = policies[1].normalize([far(t) for t in range(11)])
+    assert seen.std() < 3 and policies[1].reward_scale == pytest.approx(1e-3, rel=0.01)
+    first = load(snapshot(tmp_path / "whole", 0))
+    assert first.obs_mean.abs().max() == 0 and first.reward_scale == 1
+    for stop in 60, 150:  # before and after they are found
+        folder = tmp_path / f"stopped{stop}"
+        run = Training(SCALED_RUN, env)
+        run.buffer.rows.zero_()
+        for _ in ddpg.record(run, ddpg.new_folder(folder)):
+            run.stop = run.step >= stop
+        run = ddpg.resume(folder, env)
+        assert (run.agent.reward_scale < 1) == (stop > 120)
+        for _ in ddpg.record(run, folder):
+            pass
+        assert same_run(tmp_path / "whole", folder) and same_state(tmp_path / "whole", folder)
+
+
+def test_scales_of_a_file_of_format_1_are_its_configs(tmp_path):
+    arrays, meta = ddpg.read_npz(policy_file(tmp_path / "new.npz", reward_scale=0.25))
+    arrays = {name: arrays[name] for name in arrays.files if "." in name}
+    meta = meta | {"format": 1}
+    del meta["config"]["normalize"]
+    meta["config"]["obs_scale"] = [1.0, 2.0, 3.0]  # in its weights
+    ddpg.write_npz(tmp_path / "old.npz", arrays, **meta)
+    new, old = load(tmp_path / "new.npz"), load(tmp_path / "old.npz")
+    assert old.reward_scale == 0.25 and np.array_equal(old.act(np.ones(3)), new.act(np.ones(3)))
+
+
+def test_scales_need_a_buffer_that_knows_them(capsys):
+    ddpg.find_scales(an_agent(1), [])
+    assert "without rescale()" in capsys.readouterr().err
+
+
 # ---- networks ----
 
 
@@ -1435,7 +1556,7 @@ def test_agent_learns_in_the_readmes_loop_of_ones_own():
             obs = obs + agent.act(obs)
         return np.abs(obs).sum(1).mean()
 
-    names = dict(obs_dim=2, low=[-0.5] * 2, high=[0.5] * 2, steps=800)
+    names = dict(obs_dim=2, low=[-0.5] * 2, high=[0.5] * 2, steps=1_300)
     names |= dict(system=system, restart=restart, obs=restart())
     loop = readme("for _ in range(steps)")
     exec(loop.replace("hidden=", "actor_lr=1e-3, critic_lr=1e-3, hidden="), names)
@@ -4096,7 +4217,7 @@ def test_load_gives_the_same_agent_from_plain_arrays(tmp_path):
 @pytest.mark.parametrize("dims", [(3, [-2.0], [2.0]), (8, [-1.0, 0.0], [1.0, 5.0])])
 def test_load_is_not_needed_with_the_readmes_lines_of_numpy(tmp_path, dims):
     block, names, path = readme("def policy(path)"), {}, tmp_path / "best.npz"
-    assert len(block[block.index("def ") :].splitlines()) == 10
+    assert len(block[block.index("def ") :].splitlines()) == 11
     assert "torch" not in block and "ddpg" not in block
     exec(block, names)
     agent = Agent(*dims, Config(hidden=(32, 16), seed=3))
