@@ -553,27 +553,24 @@ class Agent:
 def find_scales(agent, buffer):
     """Fix, from the random steps in a buffer, how observations and rewards are shifted and scaled.
 
-    Observations get mean 0 and an sd of 0.2 to 2, rewards a root mean square of 0.03 to 10. What is
-    in between keeps its scale, as random steps say little of how far a trained agent gets.
+    Observations get mean 0 and an sd of 0.05 to 10, rewards a root mean square of 0.03 to 10. What
+    is in between keeps its scale, as random steps say little of how far a trained agent gets.
     """
     if not hasattr(buffer, "rescale"):
         return warn("a buffer without rescale(): observations and rewards are not scaled")
-    c, rows = agent.config, buffer.rows[: len(buffer)].double()
+    rows = buffer.rows[: len(buffer)].double()
     obs, _, R, *_ = rows.split(buffer.columns, dim=1)
-    if c.normalize and len(obs) >= 100:
-        sd, mean = torch.std_mean(obs, dim=0, correction=0)
-        size = torch.maximum(sd, (obs - mean).abs().amax(dim=0) / 10)  # of rare signals
-        still = size < 1e-5 + 1e-6 * mean.abs()
+    if len(rows) < 100:  # too few to judge by
+        return
+    if agent.config.normalize:
+        sd, mean = torch.std_mean(obs, dim=0)
+        size = torch.where(sd > 1e-5, sd, mean.abs().clamp(min=1))  # what has not moved yet may
         agent.obs_mean.copy_(mean)
-        agent.obs_scale.copy_(into(0.2, 2, torch.where(still, mean.abs().clamp(min=1), size)))
-    if c.reward_scale is None and len(obs) >= 100:
-        agent.reward_scale.copy_(into(0.03, 10, R.square().mean().sqrt() / buffer.n_step))
+        agent.obs_scale.copy_(size.clamp(0.05, 10) / size)
+    if agent.config.reward_scale is None:
+        size = R.square().mean().sqrt() / buffer.n_step
+        agent.reward_scale.copy_(torch.where(size > 1e-5, size.clamp(0.03, 10) / size, 1))
     buffer.rescale(agent)
-
-
-def into(low, high, size):
-    """Factors that bring sizes from low to high; 1 for what is next to 0."""
-    return torch.where(size > 1e-5, size.clamp(low, high) / size, 1)
 
 
 # ---- speed ----

@@ -559,21 +559,18 @@ def buffer_of(obs, rew=0.0, n_step=1):
 
 
 def test_scales_bring_observations_into_a_range():
-    waves = np.sin(np.arange(1000) * 0.37)[:, None]  # an sd of 0.71
-    column, raw = np.float32([1, 1e3, 1e-3, 1e-2, 1, 0, 1e-7]), np.zeros((1000, 7))
-    raw[:] = column * waves + [0, 500, 0, 7, -3, 300, 0]
-    raw[:, 4] = -3 + (np.arange(1000) == 500)  # a rare signal
-    agent, buffer = an_agent(7), buffer_of(raw)
+    waves = np.sin(np.arange(1000) * 0.37)[:, None]  # an sd of 0.707
+    raw = np.zeros((1000, 6)) + [0, 500, 0, 7, 300, 0]
+    raw += np.float32([1, 1e3, 1e-3, 1e-2, 0, 1e-7]) * waves
+    agent, buffer = an_agent(6), buffer_of(raw)
     ddpg.find_scales(agent, buffer)
-    seen = buffer.rows[:1000, :7]
-    assert torch.allclose(seen.mean(0), torch.zeros(7), atol=1e-3)
+    seen = buffer.rows[:1000, :6]
     assert torch.allclose(agent.obs_mean, torch.tensor(raw.mean(0)).float(), atol=1e-3)
-    sd = seen.std(0, correction=0).tolist()
-    assert sd[:4] == pytest.approx([0.707, 2, 0.2, 0.2], rel=0.01)
-    assert seen[500, 4] == pytest.approx(2, rel=0.01)  # not 30 times its sd
-    moved = agent.normalize(raw[0] + [0, 0, 0, 0, 0, 300, 1e-3])
-    assert moved[5] == pytest.approx(2, rel=0.01)  # of what never moved: as large as it is
-    assert moved[6] == pytest.approx(1e-3, rel=0.01)  # noise is not blown up
+    assert torch.allclose(seen.mean(0), torch.zeros(6), atol=1e-3)
+    assert seen.std(0)[:5].tolist() == pytest.approx([0.707, 10, 0.05, 0.05, 0], rel=0.01)
+    moved = agent.normalize(raw[0] + [0, 0, 0, 0, 300, 1e-3])
+    assert moved[4] == pytest.approx(10, rel=0.01)  # what had not moved: by its size
+    assert moved[5] == pytest.approx(1e-3, rel=0.01)  # noise is not blown up
     assert torch.equal(agent.normalize(np.float32(raw)), seen)  # acting sees the replay's numbers
 
 
@@ -613,7 +610,7 @@ def test_scales_are_of_all_rows_also_of_steps_that_were_pending(n_step):
     obs, act, R, next_obs, discount = plain.rows[: len(plain)].split(plain.columns, dim=1)
     R = R * agent.reward_scale
     wanted = torch.cat([agent.normalize(obs), act, R, agent.normalize(next_obs), discount], dim=1)
-    assert agent.obs_scale.max() < 0.3 and agent.reward_scale < 0.2
+    assert agent.obs_mean.min() > 40 and agent.reward_scale < 0.2
     assert torch.allclose(scaled.rows[: len(plain)], wanted, rtol=1e-4, atol=1e-5)
     rows = scaled.rows.clone()
     scaled.rescale(agent)  # again: nothing changes
@@ -635,7 +632,7 @@ def test_scales_are_fixed_once_and_part_of_state_and_policy(tmp_path):
     train(SCALED_RUN, env, out=tmp_path / "whole")
     policies = [load(tmp_path / "whole" / name) for name in ("best.npz", "last.npz")]
     seen = policies[1].normalize([far(t) for t in range(11)])
-    assert seen.std() < 3 and policies[1].reward_scale == pytest.approx(1e-3, rel=0.01)
+    assert seen.std() < 10 and policies[1].reward_scale == pytest.approx(1e-3, rel=0.01)
     first = load(snapshot(tmp_path / "whole", 0))
     assert first.obs_mean.abs().max() == 0 and first.reward_scale == 1
     for stop in 60, 150:  # before and after they are found
