@@ -1250,15 +1250,33 @@ def env_makers(config, env=None):
         return *makers, *spaces
 
 
+# Spaces that observations may be made of: numbers as they are, and those that become one-hot
+NUMBERS = gym.spaces.Box, gym.spaces.MultiBinary
+ONE_HOT = gym.spaces.Discrete, gym.spaces.MultiDiscrete
+
+
+def parts_of(space, name="observation", path=()):
+    """[(name, keys on the way, space)] of a space, Dicts and Tuples opened in their own order."""
+    if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        return [(name, path, space)]
+    inner = space.items() if isinstance(space, gym.spaces.Dict) else enumerate(space)
+    return [part for k, s in inner for part in parts_of(s, f"{name}[{k!r}]", (*path, k))]
+
+
 def problems(probe, config, env):
     """What makes an environment impossible: each relies on the absence of those before."""
-    actions = probe.action_space
-    for name, space in ("observations", probe.observation_space), ("actions", actions):
-        said = f"its {name} are {one_line(space)}"
-        if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
-            yield f"{said}: both must be a Box"
+    observations, actions = probe.observation_space, probe.action_space
+    for name, _, space in parts_of(observations):
+        said = f"its {name} is {one_line(space)}"
+        if not isinstance(space, NUMBERS + ONE_HOT):
+            yield f"{said}, of no fixed size: wrap it to make a Box of it"
         if len(space.shape) > 1 and space.dtype == np.uint8:
             yield f"{said}, images: wrap it to features"
+    if gym.spaces.flatdim(observations) == 0:
+        yield "its observations are empty"
+    said = f"its actions are {one_line(actions)}"
+    if not isinstance(actions, gym.spaces.Box) or 0 in actions.shape:
+        yield f"{said}; DDPG needs continuous actions, a Box: wrap it, or take another algorithm"
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{said}, whole numbers, not continuous"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
@@ -1287,7 +1305,7 @@ def env_maker_of(policy, **changes):
         text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
         raise UsageError(text)
     _, make_env, *spaces = env_makers(replace(policy.config, **{"env": name} | changes))
-    sizes = [math.prod(space.shape) for space in spaces]
+    sizes = [gym.spaces.flatdim(space) for space in spaces]
     wanted = [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
         raise UsageError(f"{path} is for {wanted} observations and actions, not {sizes}")
@@ -1296,7 +1314,8 @@ def env_maker_of(policy, **changes):
 
 class Episode:
     """One episode, from `seed`, in an environment made for it: flattens and checks what goes in
-    and out. Raises EnvError."""
+    and out. Raises EnvError. Observations are flattened as by gymnasium.spaces.flatten: Dicts in
+    the order of their space, Discrete parts one-hot."""
 
     LONGEST = 100_000  # steps, where there is no limit
 
@@ -1305,9 +1324,10 @@ class Episode:
         self.terminated, self.over = False, False
         self.env = env = self.call(make_env)
         self.space, observations = self.call(lambda: (env.action_space, env.observation_space))
-        self.size = math.prod(observations.shape)
+        self.size = self.call(gym.spaces.flatdim, observations)
+        self.parts = None if isinstance(observations, gym.spaces.Box) else parts_of(observations)
         obs, _ = self.call(env.reset, seed=self.seed, returns=2)
-        self.obs = self.checked("observation", obs, np.float32, self.size)
+        self.obs = self.flat(obs)
 
     def step(self, action):
         """action (act,) in the environment's units -> rew, obs (obs,), terminated, truncated."""
@@ -1315,7 +1335,7 @@ class Episode:
         action = action.reshape(self.space.shape).clip(self.space.low, self.space.high)
         self.length += 1
         obs, rew, terminated, truncated, _ = self.call(self.env.step, action, returns=5)
-        self.obs = self.checked("observation", obs, np.float32, self.size)
+        self.obs = self.flat(obs)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
         if not abs(self.ret) < 1e150:  # its square is part of a standard deviation
@@ -1341,6 +1361,25 @@ class Episode:
             raise
         except BaseException as error:  # whose traceback is shown
             raise self.error(f"{type(error).__name__}: {one_line(error)}") from error
+
+    def flat(self, obs):
+        """An observation as a vector (obs,)."""
+        if self.parts is None:  # soon done
+            return self.checked("observation", obs, np.float32, self.size)
+        flat = []
+        for name, path, space in self.parts:
+            part = obs
+            for key in path:
+                try:
+                    part = part[key]
+                except Exception:
+                    raise self.error(f"{name} is missing in {one_line(obs)}") from None
+            if isinstance(space, ONE_HOT):
+                if not space.contains(part):
+                    raise self.error(f"{name} {one_line(part)} is not in {one_line(space)}")
+                part = gym.spaces.flatten(space, part)
+            flat.append(self.checked(name, part, np.float32, gym.spaces.flatdim(space)))
+        return np.concatenate(flat)
 
     def checked(self, name, value, dtype, size):
         with suppress(Exception):  # which values of others may raise
@@ -1430,7 +1469,7 @@ class Training:
             config = replace(config, env=name)
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, observations, space = env_makers(config, env)
-        obs_dim = math.prod(observations.shape)
+        obs_dim = gym.spaces.flatdim(observations)
         sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
             self.agent = agent(obs_dim, space.low, space.high, config, device)

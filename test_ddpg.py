@@ -2326,6 +2326,86 @@ def test_env_observations_and_actions_of_any_shape_are_flattened():
     assert (agent.obs_dim, len(agent.low)) == (6, 4) and toy.received[0].shape == (2, 2)
 
 
+SPACES_SEEN = {  # what a Toy shows at each step: its space, and a function of the step
+    "nested": (
+        gym.spaces.Dict(
+            z=gym.spaces.Box(-9, 9, (2, 1)),
+            goal=gym.spaces.Dict(b=gym.spaces.MultiBinary(3), a=gym.spaces.Box(-9, 9, (), float)),
+            pair=gym.spaces.Tuple([gym.spaces.Discrete(12, start=-1), gym.spaces.Box(-9, 9, (0,))]),
+            grid=gym.spaces.MultiDiscrete([[11, 2]]),
+        ),
+        lambda t: {
+            "grid": [[t, t % 2]],
+            "z": np.float64([[0.1 * t], [0.2]]),
+            "pair": (np.int64(t - 1), []),
+            "goal": {"a": 0.3 * t, "b": [t > 2, 0, 1]},
+        },
+    ),
+    "Discrete": (gym.spaces.Discrete(11), int),
+    "MultiBinary": (gym.spaces.MultiBinary((2, 2)), lambda t: np.full((2, 2), t % 2, np.int8)),
+    "MultiDiscrete": (gym.spaces.MultiDiscrete([11, 3]), lambda t: np.array([t, t % 3])),
+}
+
+
+def showing(space, shown):
+    """A Toy that shows shown(step) instead of its own observations."""
+    toy = Toy()
+    return gym.wrappers.TransformObservation(toy, lambda obs: shown(toy.t), space)
+
+
+@pytest.mark.parametrize("space, shown", SPACES_SEEN.values(), ids=SPACES_SEEN)
+def test_env_observations_of_any_space_are_seen_as_gymnasium_flattens_them(tmp_path, space, shown):
+    def flat():
+        return gym.wrappers.FlattenObservation(showing(space, shown))
+
+    config = small(total_steps=65, eval_every=65, eval_episodes=1)
+    run, same = run_for(config, lambda: showing(space, shown)), run_for(config, flat)
+    assert torch.equal(run.buffer.rows[:65], same.buffer.rows[:65])
+    assert not unlike(numbers(run.agent), numbers(same.agent))
+    assert run.agent.obs_dim == gym.spaces.flatdim(space) and run.evaluation["eval_mean"] == 10
+
+
+def test_env_observations_of_a_dict_are_evaluated_resumed_and_viewed(tmp_path, capsys, monkeypatch):
+    space, shown = SPACES_SEEN["nested"]
+    monkeypatch.setitem(sys.modules, "nested", types.ModuleType("nested"))
+    gym.register("Nested-v0", lambda: showing(space, shown), max_episode_steps=20)
+    env, run = ["--env", "nested:Nested-v0"], str(tmp_path / "run")
+    flags = "--learning-starts 20 --hidden 8 --eval-every 30 --eval-episodes 1 --json --episodes 2"
+    assert ddpg.main([*env, *flags.split(), "--total-steps", "30", "--out", run]) == 0
+    for line in ["--resume", run, "--total-steps", "40"], ["--eval", run]:
+        assert ddpg.main([*line, *env, "--json", "--episodes", "2"]) == 0
+    tests = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [test["mean"] for test in tests] == [10] * 3
+    assert [row["return"] for row in rows_of(capsys, run, *env, "--episodes", 1)[:1]] == [10]
+    seen = gym.spaces.flatten(space, shown(3))
+    assert load(run).act(seen).shape == (1,)
+
+
+GOAL = gym.spaces.Dict(
+    seen=gym.spaces.Box(-9, 9, (2,)), goal=gym.spaces.Tuple([gym.spaces.Discrete(3)])
+)
+
+
+@pytest.mark.parametrize("obs, words", [
+    ({"seen": [0, 0]}, "observation['goal'][0] is missing in {'seen': [0, 0]}"),
+    ({"seen": [0, 0], "goal": ()}, "observation['goal'][0] is missing in"),
+    ([0, 0, 1], "observation['seen'] is missing in [0, 0, 1]"),
+    ({"seen": [0], "goal": (1,)}, "observation['seen'] [0] is not finite and of size 2"),
+    ({"seen": [0, np.nan], "goal": (1,)}, "observation['seen'] [0, nan] is not finite"),
+    ({"seen": ["0", "1"], "goal": (1,)}, "observation['seen'] ['0', '1'] is not finite"),
+    ({"seen": [0, 0], "goal": (-1,)}, "observation['goal'][0] -1 is not in Discrete(3)"),
+    ({"seen": [0, 0], "goal": (0.5,)}, "observation['goal'][0] 0.5 is not in Discrete(3)"),
+])  # fmt: skip
+def test_env_observation_with_a_wrong_part_is_named(obs, words):
+    def shown(t):
+        return obs if t == 7 else {"seen": [t, 0], "goal": (t % 3,)}
+
+    run = Training(small(total_steps=100), lambda: showing(GOAL, shown))
+    with pytest.raises(EnvError, match=re.escape(words) + ".* at step 7"):
+        list(run)
+    assert run.step == 6
+
+
 def test_env_may_count_as_false_and_a_policy_may_have_no_hidden_layers():
     run = run_for(small(total_steps=65, hidden=()), toy := Toy())
     assert not toy and run.episode.env is toy
@@ -4428,6 +4508,7 @@ def toys():
     """A module of environments that cannot be learnt, or not without a flag."""
     box, uint8 = gym.spaces.Box, np.uint8
     small, images = box(-1.0, 1.0, (2,)), box(0, 255, (8, 8, 3), uint8)
+    graph = gym.spaces.Graph(small, None)
 
     def fail():
         raise RuntimeError("out of order")
@@ -4444,7 +4525,12 @@ def toys():
         "Unbounded": lambda: toy(small, box(-np.inf, np.inf, (1,))),
         "Nothing": lambda: toy(small, box(-1.0, 1.0, (0,))),
         "Pixels": lambda: toy(images, small),
-        "Dict": lambda: toy(gym.spaces.Dict(x=small), small),
+        "Camera": lambda: toy(gym.spaces.Dict(x=small, y=gym.spaces.Tuple([images])), small),
+        "Empty": lambda: toy(gym.spaces.Tuple([box(-1.0, 1.0, (2, 0))]), small),
+        "Sequence": lambda: toy(gym.spaces.Dict(x=gym.spaces.Sequence(small)), small),
+        "Graph": lambda: toy(graph, small),
+        "Text": lambda: toy(gym.spaces.Tuple([small, gym.spaces.Text(5)]), small),
+        "OneOf": lambda: toy(gym.spaces.OneOf([small, small]), small),
     }
     for name, make in makers.items():
         gym.register(f"{name}-v0", make)
@@ -4464,7 +4550,12 @@ REFUSED = """
     --env toys:Pixels-v0 | images
     --env toys:Endless-v0 | --max-episode-steps
     --env toys:Endless | Endless-v0
-    --env toys:Dict-v0 | Box
+    --env toys:Camera-v0 | observation['y'][0] is Box(0, 255, (8, 8, 3), uint8), images: wrap it
+    --env toys:Empty-v0 | empty
+    --env toys:Sequence-v0 | of no fixed size: wrap it
+    --env toys:Graph-v0 | of no fixed size: wrap it
+    --env toys:Text-v0 | its observation[1] is Text(
+    --env toys:OneOf-v0 | of no fixed size
     --env toys:Nothing-v0 | its actions are
     --env toys:Raises-v0 | out of order
     --env toys:Leaves-v0 | SystemExit: 3
