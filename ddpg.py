@@ -1322,6 +1322,7 @@ class Episode:
     def __init__(self, make_env, seed):
         self.seed, self.length, self.ret = int(seed), 0, 0.0
         self.terminated, self.over = False, False
+        self.success = None  # True or False at the end, if the environment says so
         self.env = env = self.call(make_env)
         self.space, observations = self.call(lambda: (env.action_space, env.observation_space))
         self.size = self.call(gym.spaces.flatdim, observations)
@@ -1334,7 +1335,7 @@ class Episode:
         action = self.checked("action", action, self.space.dtype, action.size)
         action = action.reshape(self.space.shape).clip(self.space.low, self.space.high)
         self.length += 1
-        obs, rew, terminated, truncated, _ = self.call(self.env.step, action, returns=5)
+        obs, rew, terminated, truncated, info = self.call(self.env.step, action, returns=5)
         self.obs = self.flat(obs)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
@@ -1343,6 +1344,10 @@ class Episode:
         self.terminated = self.truth("terminated", terminated)
         truncated = self.truth("truncated", truncated)
         self.over = self.terminated or truncated
+        if self.over:
+            with suppress(Exception):  # it may say anything
+                said = info["is_success" if "is_success" in info else "success"]
+                self.success = {0: False, 1: True}[np.asarray(said).item()]
         if self.length == self.LONGEST and not self.over:
             raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, truncated
@@ -1412,6 +1417,11 @@ def evaluate(agent, make_env, seeds):
 
     -> returns (N,), lengths (N,), in the order of `seeds`. A signal ends it within a step: Stopped.
     """
+    return play(agent, make_env, seeds)[:2]
+
+
+def play(agent, make_env, seeds):
+    """What `evaluate` returns, and (N,) whether the last step was a success; None: not said."""
     finished = []
     for i in range(0, len(seeds), 100):  # side by side
         episodes = []
@@ -1429,15 +1439,24 @@ def evaluate(agent, make_env, seeds):
         finally:
             for episode in episodes:
                 episode.close()
-        finished += [(e.ret, e.length) for e in episodes]
-    returns, lengths = zip(*finished)
-    return np.array(returns), np.array(lengths)
+        finished += [(e.ret, e.length, e.success) for e in episodes]
+    returns, lengths, successes = zip(*finished)
+    return np.array(returns), np.array(lengths), successes
 
 
-def summary(returns, lengths):
-    """Statistics of episodes: number, mean, sd and range of returns, mean length."""
+def summary(returns, lengths, successes=()):
+    """Statistics of episodes: number, mean, sd and range of returns, mean length, and the share
+    of successes, where any episode says whether it was one."""
     stats = {name: getattr(returns, name)() for name in ("mean", "std", "min", "max")}
-    return dict(episodes=len(returns), **stats, length=lengths.mean())
+    stats = dict(episodes=len(returns), **stats, length=lengths.mean())
+    if {*successes} - {None}:
+        stats["success"] = successes.count(True) / len(successes)
+    return stats
+
+
+def success_rate(share):
+    """As it is said after a score."""
+    return "" if share is None else f", success rate {share:.1%}"
 
 
 # ---- training ----
@@ -1577,9 +1596,17 @@ class Training:
         self.episode = None
 
     def add_row(self, table, row):
+        """Cells of columns that the row lacks, or that rows before it lacked, are nan."""
+        lines = self.tables[table] or [",".join(row) + "\n"]
+        columns = lines[0].strip().split(",")
+        for name in [name for name in row if name not in columns]:
+            columns.append(name)
+            lines = [f"{line.strip()},nan\n" for line in lines]
+            lines[0] = ",".join(columns) + "\n"
+        row = dict.fromkeys(columns, np.nan) | row
         cells = [str(v) if isinstance(v, (int, str)) else f"{v:.6g}" for v in row.values()]
-        lines = [cells] if self.tables[table] else [row.keys(), cells]
-        self.tables[table] += [",".join(line) + "\n" for line in lines]
+        lines.append(",".join(cells) + "\n")
+        self.tables[table] = lines
 
     def evaluate(self):
         """-> a row of progress.csv. More episodes confirm what looks solved."""
@@ -1587,7 +1614,7 @@ class Training:
         goal = np.inf if c.solved_at is None else c.solved_at
         for n in sorted({c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes)}):
             seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + n)
-            returns, lengths = evaluate(agent, self.make_eval_env, seeds)
+            returns, *more = play(agent, self.make_eval_env, seeds)
             if returns.mean() < goal:
                 break
         if returns.mean() >= goal and self.solved is None:
@@ -1598,7 +1625,7 @@ class Training:
         losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
         row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
-        row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
+        row |= {f"eval_{key}": value for key, value in summary(returns, *more).items()}
         row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / agent.reward_scale)
         self.add_row("progress.csv", row)
         return row
@@ -1636,6 +1663,7 @@ class Training:
         counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
         row = self.evaluation
         shown = [row[f"eval_{name}"] for name in ("mean", "std", "episodes")] if row else []
+        shown += [row["eval_success"]] if "eval_success" in (row or {}) else []
         scores = self.best, meta["seconds"], *self.returns, *shown
         if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
             raise ValueError("its counts or scores are none")
@@ -1956,9 +1984,10 @@ def parse(argv):
 def print_test(policy, make_env, options, **more):
     """Test a policy on episodes that neither its training nor its choice saw."""
     result = {key: policy.meta[key] for key in ("path", "env", "step")} | more
-    result |= summary(*evaluate(policy, make_env, range(options.episodes)))
+    result |= summary(*play(policy, make_env, range(options.episodes)))
     text = "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test "
     text += "episodes (min {min:.1f}, max {max:.1f}, mean length {length:.0f})"
+    text += success_rate(result.get("success"))
     text = json.dumps(result) if options.json else text.format(**result)
     if options.eval or options.quiet:  # all that was asked for: it must not get lost
         print(text, flush=True)
@@ -2039,6 +2068,7 @@ def watch(steps):
         text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
         if row:
             score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes".format(**row)
+            score += success_rate(row.get("eval_success"))
             say(text + score + ", the best yet" * run.is_best)
         if live:
             due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)

@@ -2775,6 +2775,76 @@ def test_evaluate_takes_a_hundred_episodes_as_their_own_confirmation():
     assert run.solved == 0 and len(evaluated) == len(set(evaluated)) == 120
 
 
+def succeeding(said):
+    """A Toy whose last info is said(seed), those before {"success": True}."""
+    toy = Toy(3)
+    toy.broken["step"] = lambda r: (*r[:4], said(toy.seeds[-1]) if toy.t == 3 else YES)
+    return toy
+
+
+YES, NO = {"success": True}, {"success": False}
+SAID = {  # in the last info, of an even seed and of an odd one: the success rate of three episodes
+    "bool": (YES, NO, 2 / 3),
+    "robotics": ({"is_success": np.float32(1)}, {"is_success": np.False_, "success": True}, 2 / 3),
+    "metaworld": ({"success": 1.0}, {"success": np.zeros(1)}, 2 / 3),
+    "never": (NO, NO, 0.0),
+    "only if so": (YES, {}, 2 / 3),
+    "nothing": ({}, {}, None),
+    "something else": ({"success": "high"}, {"success": [1, 2]}, None),
+    "no info": (None, None, None),
+}
+
+
+@pytest.mark.parametrize("even, odd, rate", SAID.values(), ids=SAID)
+def test_evaluate_success_is_what_the_last_info_says(even, odd, rate):
+    def make():
+        return succeeding(lambda seed: odd if seed % 2 else even)
+
+    found = ddpg.summary(*ddpg.play(an_agent(2), make, range(3)))
+    assert found.get("success") == rate
+    assert len(evaluate(an_agent(2), make, range(3))) == 2
+
+
+def test_evaluate_success_is_told_everywhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wins", types.ModuleType("wins"))
+    make = partial(succeeding, lambda seed: YES if seed % 4 else NO)
+    gym.register("Wins-v0", make, max_episode_steps=20)
+    env, run = ["--env", "wins:Wins-v0"], str(tmp_path / "run")
+    flags = "--learning-starts 20 --hidden 8 --total-steps 30 --eval-every 15 --eval-episodes 4"
+    assert ddpg.main([*env, *flags.split(), "--episodes", "8", "--out", run]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" over 4 episodes, success rate 75.0%") == 3
+    assert "mean length 3), success rate 75.0%" in out
+    head, *rows = (tmp_path / "run" / "progress.csv").read_text().splitlines()
+    column = head.split(",").index("eval_success")
+    assert [row.split(",")[column] for row in rows] == ["0.75"] * 3
+    for line in ["--resume", run, "--total-steps", "40"], ["--eval", run]:
+        assert ddpg.main([*line, *env, "--json", "--episodes", "8"]) == 0
+        assert json.loads(capsys.readouterr().out)["success"] == 0.75
+    *episodes, total = rows_of(capsys, run, *env, "--episodes", 4)
+    assert [row["success"] for row in episodes] == [False, True, True, True]
+    assert total["success"] == 0.75
+    assert viewer.main([run, *env, "--headless", "--episodes", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "length 3, success: True" in out and "False, success rate 75.0%" not in out
+    assert "deterministic: True, success rate 75.0%" in out
+
+
+def test_evaluate_success_that_is_said_late_gets_its_column(tmp_path):
+    """Or not any more: then it is nan, as in the rows before."""
+    told = {}
+    config = small(eval_every=20, eval_episodes=1, total_steps=100)
+    run = Training(config, lambda: succeeding(lambda seed: told))
+    folder = ddpg.new_folder(tmp_path / "run")
+    for _ in ddpg.record(run, folder):
+        told.update({50: YES}.get(run.step, {}))
+        if run.step == 70:
+            told.clear()
+    head, *rows = (folder / "progress.csv").read_text().splitlines()
+    assert head.endswith(",mean_q,eval_success") and {row.count(",") for row in rows} == {14}
+    assert [row.split(",")[-1] for row in rows] == ["nan", "nan", "nan", "1", "nan", "nan"]
+
+
 # ---- runs: the same again, whatever happens ----
 
 # A run of Pendulum for three and a half episodes of 50 steps: as keywords, as a Config, as flags
@@ -3025,10 +3095,10 @@ def test_folder_table_of_progress_tells_what_happened():
 def test_folder_keeps_the_best_policy_also_after_a_resume(tmp_path, monkeypatch):
     means = iter([3.0, 7.0, 5.0, 6.0, 7.0, 4.0])  # at 0, 20, .. 100
 
-    def evaluate(agent, make_env, seeds):
-        return np.full(len(seeds), next(means)), np.ones(len(seeds))
+    def play(agent, make_env, seeds):
+        return np.full(len(seeds), next(means)), np.ones(len(seeds)), ()
 
-    monkeypatch.setattr(ddpg, "evaluate", evaluate)
+    monkeypatch.setattr(ddpg, "play", play)
     config = Config(**SMALL | dict(eval_every=20), total_steps=100)
     save_each_episode()
     folder = begin(config, tmp_path / "run", Toy, until=50)
@@ -5540,6 +5610,8 @@ def test_viewer_an_episode_seen_again_is_still_one(w):
         finish(w)
         w.restart()
     assert seeds_flown(w) == [[0]] and "last 1: " in " ".join(words_on(w))
+    w.pinned.row["success"] = True
+    assert ", success rate 100.0%" in " ".join(words_on(w))
     finish(w)
     w.player.seek(190)
     w.player.step(np.ones(1))
