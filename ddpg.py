@@ -1230,8 +1230,13 @@ def env_makers(config, env=None):
     name, limit, own = one_line(config.env), config.max_episode_steps, isinstance(env, gym.Env)
 
     def make():
-        kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
-        return gym.make(config.env, limit or None, **kwargs) if env is None else env()
+        if env is None:
+            kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
+            return gym.make(config.env, limit or None, **kwargs)
+        made = env if isinstance(env, gym.vector.VectorEnv) else env()
+        if isinstance(made, gym.vector.VectorEnv):
+            raise UsageError(f"{name} is a vector of environments: pass one of them")
+        return made
 
     makers = [make, make]
     hint = ", or copied for evaluation (pass a function that makes it)" * own
@@ -1275,10 +1280,9 @@ def problems(probe, config, env):
     if gym.spaces.flatdim(observations) == 0:
         yield "its observations are empty"
     said = f"its actions are {one_line(actions)}"
-    if not isinstance(actions, gym.spaces.Box) or 0 in actions.shape:
-        yield f"{said}; DDPG needs continuous actions, a Box: wrap it, or take another algorithm"
-    if not np.issubdtype(actions.dtype, np.floating):
-        yield f"{said}, whole numbers, not continuous"
+    continuous = isinstance(actions, gym.spaces.Box) and actions.dtype.kind == "f"
+    if not continuous or 0 in actions.shape:
+        yield f"{said}: DDPG needs continuous actions, a Box of floats: wrap it, or take another algorithm"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
         yield f"{said}, unbounded"
     if env is None:
@@ -1599,7 +1603,7 @@ class Training:
         """Cells of columns that the row lacks, or that rows before it lacked, are nan."""
         lines = self.tables[table] or [",".join(row) + "\n"]
         columns = lines[0].strip().split(",")
-        for name in [name for name in row if name not in columns]:
+        for name in sorted(row.keys() - columns):
             columns.append(name)
             lines = [f"{line.strip()},nan\n" for line in lines]
             lines[0] = ",".join(columns) + "\n"

@@ -2419,14 +2419,29 @@ def test_env_bounds_of_float64_are_kept():
     assert toy.received[0].dtype == np.float64 and np.max(toy.received) == 0.1
 
 
-@pytest.mark.parametrize("low, high, dtype, word", [
-    (0, 3, np.int64, "whole"), (-3e38, 3e38, np.float32, "unbounded")
+@pytest.mark.parametrize("space, words", [
+    (gym.spaces.Box(0, 3, (1,), np.int64), "int64.: DDPG needs continuous actions, a Box"),
+    (gym.spaces.Discrete(3), "its actions are Discrete.3.: DDPG needs continuous actions, a Box"),
+    (gym.spaces.MultiDiscrete([2, 3]), "DDPG needs continuous actions, a Box"),
+    (gym.spaces.MultiBinary(2), "DDPG needs continuous actions, a Box"),
+    (gym.spaces.Dict(x=gym.spaces.Box(-1, 1)), "DDPG needs continuous actions, a Box"),
+    (gym.spaces.Box(-3e38, 3e38, (1,)), "unbounded"),
 ])  # fmt: skip
-def test_env_actions_that_tanh_cannot_serve_are_refused(low, high, dtype, word):
+def test_env_actions_that_tanh_cannot_serve_are_refused(space, words):
     toy = Toy()
-    toy.action_space = gym.spaces.Box(low, high, (1,), dtype)
-    with pytest.raises(UsageError, match=word):
+    toy.action_space = space
+    with pytest.raises(UsageError, match=words):
         Training(small(), toy)
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+@pytest.mark.parametrize("as_object", [True, False])
+def test_env_that_is_a_vector_is_refused(limit, as_object):
+    def make():
+        return gym.vector.SyncVectorEnv([Toy, Toy])
+
+    with pytest.raises(UsageError, match="is a vector of environments: pass one of them"):
+        Training(small(max_episode_steps=limit), make() if as_object else make)
 
 
 def test_env_episode_without_end_is_named(monkeypatch):
