@@ -1466,8 +1466,8 @@ def success_rate(share):
 # ---- training ----
 
 # Seeds of final tests start at 0, those of evaluations, which choose the best policy, and of
-# training here: no policy is tested on what it has seen
-SELECTION_SEEDS, TRAINING_SEEDS = 1_000_000, 2**31
+# training here: no policy is tested on what it has seen. Many environments take 31 bits at most
+SELECTION_SEEDS, TRAINING_SEEDS = 1_000_000, 2**30
 CONFIRM_EPISODES = TEST_EPISODES = 100
 
 
@@ -1586,7 +1586,7 @@ class Training:
         """From its own seed, in a new environment, as reset does not undo everything."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.noise.reset()
-        self.episode = Episode(self.make_env, TRAINING_SEEDS + int(seed) // 2)  # below 2^32
+        self.episode = Episode(self.make_env, TRAINING_SEEDS + int(seed) // 4)  # below 2^31
 
     def end_episode(self):
         """Note how it went. Now the run can be saved and resumed."""
