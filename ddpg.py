@@ -1352,12 +1352,20 @@ class Episode:
             with suppress(Exception):  # it may say anything
                 said = info["is_success" if "is_success" in info else "success"]
                 self.success = {0: False, 1: True}[np.asarray(said).item()]
-        if self.length == self.LONGEST and not self.over:
+        if self.length >= self.LONGEST and not self.over and self.length > self.limit():
             raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, truncated
 
     def close(self):
         self.call(self.env.close)
+
+    def limit(self):
+        """The time limit that the environment, or a wrapper of it, declares, or 0."""
+        with suppress(Exception):
+            return int(self.env.spec.max_episode_steps)
+        with suppress(Exception):  # TimeLimit around an object without a spec
+            return int(self.env.get_wrapper_attr("_max_episode_steps"))
+        return 0
 
     def call(self, method, *args, returns=None, **kwargs):
         """What the environment returns; whatever it raises, sys.exit() too, is an EnvError."""

@@ -2451,6 +2451,23 @@ def test_env_episode_without_end_is_named(monkeypatch):
     assert run_for(small(total_steps=200, max_episode_steps=50), Toy(10**6)).episodes == 4
 
 
+def test_env_time_limit_that_is_long_but_declared_is_respected(monkeypatch):
+    """In its spec, by a wrapper or by our own setting; one that it does not keep is named."""
+    monkeypatch.setattr(ddpg.Episode, "LONGEST", 20)
+    gym.register("Long-v0", lambda: Toy(10**6), max_episode_steps=30)
+    spec, toy = gym.spec("Long-v0"), Toy(30)
+    toy.spec, broken = spec, Toy(10**6)
+    broken.spec = spec
+    config = small(total_steps=60)
+    for env in lambda: gym.make("Long-v0"), gym.wrappers.TimeLimit(Toy(10**6), 30), toy:
+        assert run_for(config, env).episodes == 2
+    for id, limit, episodes in ("Long-v0", 0, 2), ("Long-v0", 60, 1), ("Long-v0", 6, 10):
+        assert run_for(config.replace(env=id, max_episode_steps=limit)).episodes == episodes
+    assert run_for(config.replace(max_episode_steps=30), lambda: Toy(10**6)).episodes == 2
+    with pytest.raises(EnvError, match="no end in sight, set max_episode_steps, at step 31"):
+        run_for(config, broken)
+
+
 @pytest.mark.parametrize("limit", [50, 300])
 def test_env_time_limit_can_be_shorter_or_longer_than_its_own(limit):
     changes = dict(learning_starts=300, total_steps=300, max_episode_steps=limit)
