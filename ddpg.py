@@ -1238,8 +1238,13 @@ def env_makers(config, env=None):
     name, limit, own = one_line(config.env), config.max_episode_steps, isinstance(env, gym.Env)
 
     def make():
-        kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
-        return gym.make(config.env, limit or None, **kwargs) if env is None else env()
+        if env is None:
+            kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
+            return gym.make(config.env, limit or None, **kwargs)
+        made = env if isinstance(env, gym.vector.VectorEnv) else env()
+        if isinstance(made, gym.vector.VectorEnv):
+            raise UsageError(f"{name} is a vector of environments: pass one of them")
+        return made
 
     makers = [make, make]
     hint = ", or copied for evaluation (pass a function that makes it)" * own
@@ -1258,17 +1263,29 @@ def env_makers(config, env=None):
         return *makers, *spaces
 
 
+def parts_of(space, name="observation"):
+    """Names and spaces of what a Dict or a Tuple, of which there may be several levels, is of."""
+    if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        return [(name, space)]
+    parts = space.items() if isinstance(space, gym.spaces.Dict) else enumerate(space)
+    return [inner for key, part in parts for inner in parts_of(part, f"{name}[{key!r}]")]
+
+
 def problems(probe, config, env):
     """What makes an environment impossible: each relies on the absence of those before."""
-    actions = probe.action_space
-    for name, space in ("observations", probe.observation_space), ("actions", actions):
-        said = f"its {name} are {one_line(space)}"
-        if not isinstance(space, gym.spaces.Box) or 0 in space.shape:
-            yield f"{said}: both must be a Box"
+    observations, actions = probe.observation_space, probe.action_space
+    for name, space in parts_of(observations):
+        said = f"its {name} is {one_line(space)}"
+        if not space.is_np_flattenable or isinstance(space, gym.spaces.Text):
+            yield f"{said}, of no fixed size: wrap it to make a Box of it"
         if len(space.shape) > 1 and space.dtype == np.uint8:
             yield f"{said}, images: wrap it to features"
-    if not np.issubdtype(actions.dtype, np.floating):
-        yield f"{said}, whole numbers, not continuous"
+    if gym.spaces.flatdim(observations) == 0:
+        yield "its observations are empty"
+    said = f"its actions are {one_line(actions)}"
+    continuous = isinstance(actions, gym.spaces.Box) and actions.dtype.kind == "f"
+    if not continuous or 0 in actions.shape:
+        yield f"{said}: DDPG needs continuous ones, a Box of floats"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
         yield f"{said}, unbounded"
     if env is None:
@@ -1295,7 +1312,7 @@ def env_maker_of(policy, **changes):
         text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
         raise UsageError(text)
     _, make_env, *spaces = env_makers(replace(policy.config, **{"env": name} | changes))
-    sizes = [math.prod(space.shape) for space in spaces]
+    sizes = [gym.spaces.flatdim(space) for space in spaces]
     wanted = [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
         raise UsageError(f"{path} is for {wanted} observations and actions, not {sizes}")
@@ -1304,26 +1321,29 @@ def env_maker_of(policy, **changes):
 
 class Episode:
     """One episode, from `seed`, in an environment made for it: flattens and checks what goes in
-    and out. Raises EnvError."""
+    and out. Raises EnvError. Observations are flattened as by gymnasium.spaces.flatten: Dicts in
+    the order of their space, Discrete parts one-hot."""
 
     LONGEST = 100_000  # steps, where there is no limit
 
     def __init__(self, make_env, seed):
         self.seed, self.length, self.ret = int(seed), 0, 0.0
         self.terminated, self.over = False, False
+        self.success = None  # True or False at the end, if the environment says so
         self.env = env = self.call(make_env)
         self.space, observations = self.call(lambda: (env.action_space, env.observation_space))
-        self.size = math.prod(observations.shape)
+        self.size = self.call(gym.spaces.flatdim, observations)
+        self.observations, self.structured = observations, type(observations) is not gym.spaces.Box
         obs, _ = self.call(env.reset, seed=self.seed, returns=2)
-        self.obs = self.checked("observation", obs, np.float32, self.size)
+        self.obs = self.flat(obs)
 
     def step(self, action):
         """action (act,) in the environment's units -> rew, obs (obs,), terminated, truncated."""
         action = self.checked("action", action, self.space.dtype, action.size)
         action = action.reshape(self.space.shape).clip(self.space.low, self.space.high)
         self.length += 1
-        obs, rew, terminated, truncated, _ = self.call(self.env.step, action, returns=5)
-        self.obs = self.checked("observation", obs, np.float32, self.size)
+        obs, rew, terminated, truncated, info = self.call(self.env.step, action, returns=5)
+        self.obs = self.flat(obs)
         rew = self.checked("reward", rew, np.float64, 1).item()
         self.ret += rew
         if not abs(self.ret) < 1e150:  # its square is part of a standard deviation
@@ -1331,12 +1351,24 @@ class Episode:
         self.terminated = self.truth("terminated", terminated)
         truncated = self.truth("truncated", truncated)
         self.over = self.terminated or truncated
-        if self.length == self.LONGEST and not self.over:
+        if self.over:
+            with suppress(Exception):  # it may say anything
+                said = info["is_success" if "is_success" in info else "success"]
+                self.success = {0: False, 1: True}[np.asarray(said).item()]
+        if self.length >= self.LONGEST and not self.over and self.length > self.limit():
             raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, truncated
 
     def close(self):
         self.call(self.env.close)
+
+    def limit(self):
+        """The time limit that the environment, or a wrapper of it, declares, or 0."""
+        with suppress(Exception):
+            return int(self.env.spec.max_episode_steps)
+        with suppress(Exception):  # TimeLimit around an object without a spec
+            return int(self.env.get_wrapper_attr("_max_episode_steps"))
+        return 0
 
     def call(self, method, *args, returns=None, **kwargs):
         """What the environment returns; whatever it raises, sys.exit() too, is an EnvError."""
@@ -1349,6 +1381,12 @@ class Episode:
             raise
         except BaseException as error:  # whose traceback is shown
             raise self.error(f"{type(error).__name__}: {one_line(error)}") from error
+
+    def flat(self, obs):
+        """An observation as a vector (obs,)."""
+        if self.structured:
+            obs = self.call(gym.spaces.flatten, self.observations, obs)
+        return self.checked("observation", obs, np.float32, self.size)
 
     def checked(self, name, value, dtype, size):
         with suppress(Exception):  # which values of others may raise
@@ -1381,6 +1419,11 @@ def evaluate(agent, make_env, seeds):
 
     -> returns (N,), lengths (N,), in the order of `seeds`. A signal ends it within a step: Stopped.
     """
+    return play(agent, make_env, seeds)[:2]
+
+
+def play(agent, make_env, seeds):
+    """What `evaluate` returns, and (N,) whether the last step was a success; None: not said."""
     finished = []
     for i in range(0, len(seeds), 100):  # side by side
         episodes = []
@@ -1398,22 +1441,31 @@ def evaluate(agent, make_env, seeds):
         finally:
             for episode in episodes:
                 episode.close()
-        finished += [(e.ret, e.length) for e in episodes]
-    returns, lengths = zip(*finished)
-    return np.array(returns), np.array(lengths)
+        finished += [(e.ret, e.length, e.success) for e in episodes]
+    returns, lengths, successes = zip(*finished)
+    return np.array(returns), np.array(lengths), successes
 
 
-def summary(returns, lengths):
-    """Statistics of episodes: number, mean, sd and range of returns, mean length."""
+def summary(returns, lengths, successes=()):
+    """Statistics of episodes: number, mean, sd and range of returns, mean length, and the share
+    of successes, where any episode says whether it was one."""
     stats = {name: getattr(returns, name)() for name in ("mean", "std", "min", "max")}
-    return dict(episodes=len(returns), **stats, length=lengths.mean())
+    stats = dict(episodes=len(returns), **stats, length=lengths.mean())
+    if {*successes} - {None}:
+        stats["success"] = successes.count(True) / len(successes)
+    return stats
+
+
+def success_rate(share):
+    """As it is said after a score."""
+    return "" if share is None else f", success rate {share:.1%}"
 
 
 # ---- training ----
 
 # Seeds of final tests start at 0, those of evaluations, which choose the best policy, and of
-# training here: no policy is tested on what it has seen
-SELECTION_SEEDS, TRAINING_SEEDS = 1_000_000, 2**31
+# training here: no policy is tested on what it has seen. Many environments take 31 bits at most
+SELECTION_SEEDS, TRAINING_SEEDS = 1_000_000, 2**30
 CONFIRM_EPISODES = TEST_EPISODES = 100
 
 
@@ -1438,7 +1490,7 @@ class Training:
             config = replace(config, env=name)
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, observations, space = env_makers(config, env)
-        obs_dim = math.prod(observations.shape)
+        obs_dim = gym.spaces.flatdim(observations)
         sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
             self.agent = agent(obs_dim, space.low, space.high, config, device)
@@ -1533,7 +1585,7 @@ class Training:
         """From its own seed, in a new environment, as reset does not undo everything."""
         seed = np.random.SeedSequence([self.config.seed, self.episodes]).generate_state(1)[0]
         self.noise.reset()
-        self.episode = Episode(self.make_env, TRAINING_SEEDS + int(seed) // 2)  # below 2^32
+        self.episode = Episode(self.make_env, TRAINING_SEEDS + int(seed) // 4)  # below 2^31
 
     def end_episode(self):
         """Note how it went. Now the run can be saved and resumed."""
@@ -1547,9 +1599,17 @@ class Training:
         self.episode = None
 
     def add_row(self, table, row):
+        """Cells of columns that the row lacks, or that rows before it lacked, are nan."""
+        lines = self.tables[table] or [",".join(row) + "\n"]
+        columns = lines[0].strip().split(",")
+        for name in sorted(row.keys() - columns):
+            columns.append(name)
+            lines = [f"{line.strip()},nan\n" for line in lines]
+            lines[0] = ",".join(columns) + "\n"
+        row = dict.fromkeys(columns, np.nan) | row
         cells = [str(v) if isinstance(v, (int, str)) else f"{v:.6g}" for v in row.values()]
-        lines = [cells] if self.tables[table] else [row.keys(), cells]
-        self.tables[table] += [",".join(line) + "\n" for line in lines]
+        lines.append(",".join(cells) + "\n")
+        self.tables[table] = lines
 
     def evaluate(self):
         """-> a row of progress.csv. More episodes confirm what looks solved."""
@@ -1557,7 +1617,7 @@ class Training:
         goal = np.inf if c.solved_at is None else c.solved_at
         for n in sorted({c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes)}):
             seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + n)
-            returns, lengths = evaluate(agent, self.make_eval_env, seeds)
+            returns, *more = play(agent, self.make_eval_env, seeds)
             if returns.mean() < goal:
                 break
         if returns.mean() >= goal and self.solved is None:
@@ -1569,7 +1629,7 @@ class Training:
         losses[2] /= agent.reward_scale.item()  # in the environment's units
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
         row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
-        row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
+        row |= {f"eval_{key}": value for key, value in summary(returns, *more).items()}
         row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2])
         self.add_row("progress.csv", row)
         return row
@@ -1607,6 +1667,7 @@ class Training:
         counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
         row = self.evaluation
         shown = [row[f"eval_{name}"] for name in ("mean", "std", "episodes")] if row else []
+        shown += [row["eval_success"]] if "eval_success" in (row or {}) else []
         scores = self.best, meta["seconds"], *self.returns, *shown
         if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
             raise ValueError("its counts or scores are none")
@@ -1927,9 +1988,10 @@ def parse(argv):
 def print_test(policy, make_env, options, **more):
     """Test a policy on episodes that neither its training nor its choice saw."""
     result = {key: policy.meta[key] for key in ("path", "env", "step")} | more
-    result |= summary(*evaluate(policy, make_env, range(options.episodes)))
+    result |= summary(*play(policy, make_env, range(options.episodes)))
     text = "{path}, the policy of step {step:,}:\n{mean:.1f} ± {std:.1f} over {episodes} test "
     text += "episodes (min {min:.1f}, max {max:.1f}, mean length {length:.0f})"
+    text += success_rate(result.get("success"))
     text = json.dumps(result) if options.json else text.format(**result)
     if options.eval or options.quiet:  # all that was asked for: it must not get lost
         print(text, flush=True)
@@ -2010,6 +2072,7 @@ def watch(steps):
         text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
         if row:
             score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes".format(**row)
+            score += success_rate(row.get("eval_success"))
             say(text + score + ", the best yet" * run.is_best)
         if live:
             due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)

@@ -2433,6 +2433,86 @@ def test_env_observations_and_actions_of_any_shape_are_flattened():
     assert (agent.obs_dim, len(agent.low)) == (6, 4) and toy.received[0].shape == (2, 2)
 
 
+SPACES_SEEN = {  # what a Toy shows at each step: its space, and a function of the step
+    "nested": (
+        gym.spaces.Dict(
+            z=gym.spaces.Box(-9, 9, (2, 1)),
+            goal=gym.spaces.Dict(b=gym.spaces.MultiBinary(3), a=gym.spaces.Box(-9, 9, (), float)),
+            pair=gym.spaces.Tuple([gym.spaces.Discrete(12, start=-1), gym.spaces.Box(-9, 9, (0,))]),
+            grid=gym.spaces.MultiDiscrete([[11, 2]]),
+        ),
+        lambda t: {
+            "grid": [[t, t % 2]],
+            "z": np.float64([[0.1 * t], [0.2]]),
+            "pair": (np.int64(t - 1), []),
+            "goal": {"a": 0.3 * t, "b": [t > 2, 0, 1]},
+        },
+    ),
+    "Discrete": (gym.spaces.Discrete(11), int),
+    "MultiBinary": (gym.spaces.MultiBinary((2, 2)), lambda t: np.full((2, 2), t % 2, np.int8)),
+    "MultiDiscrete": (gym.spaces.MultiDiscrete([11, 3]), lambda t: np.array([t, t % 3])),
+}
+
+
+def showing(space, shown):
+    """A Toy that shows shown(step) instead of its own observations."""
+    toy = Toy()
+    return gym.wrappers.TransformObservation(toy, lambda obs: shown(toy.t), space)
+
+
+@pytest.mark.parametrize("space, shown", SPACES_SEEN.values(), ids=SPACES_SEEN)
+def test_env_observations_of_any_space_are_seen_as_gymnasium_flattens_them(tmp_path, space, shown):
+    def flat():
+        return gym.wrappers.FlattenObservation(showing(space, shown))
+
+    config = small(total_steps=65, eval_every=65, eval_episodes=1)
+    run, same = run_for(config, lambda: showing(space, shown)), run_for(config, flat)
+    assert torch.equal(run.buffer.rows[:65], same.buffer.rows[:65])
+    assert not unlike(numbers(run.agent), numbers(same.agent))
+    assert run.agent.obs_dim == gym.spaces.flatdim(space) and run.evaluation["eval_mean"] == 10
+
+
+def test_env_observations_of_a_dict_are_evaluated_resumed_and_viewed(tmp_path, capsys, monkeypatch):
+    space, shown = SPACES_SEEN["nested"]
+    monkeypatch.setitem(sys.modules, "nested", types.ModuleType("nested"))
+    gym.register("Nested-v0", lambda: showing(space, shown), max_episode_steps=20)
+    env, run = ["--env", "nested:Nested-v0"], str(tmp_path / "run")
+    flags = "--learning-starts 20 --hidden 8 --eval-every 30 --eval-episodes 1 --json --episodes 2"
+    assert ddpg.main([*env, *flags.split(), "--total-steps", "30", "--out", run]) == 0
+    for line in ["--resume", run, "--total-steps", "40"], ["--eval", run]:
+        assert ddpg.main([*line, *env, "--json", "--episodes", "2"]) == 0
+    tests = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [test["mean"] for test in tests] == [10] * 3
+    assert [row["return"] for row in rows_of(capsys, run, *env, "--episodes", 1)[:1]] == [10]
+    seen = gym.spaces.flatten(space, shown(3))
+    assert load(run).act(seen).shape == (1,)
+
+
+GOAL = gym.spaces.Dict(
+    seen=gym.spaces.Box(-9, 9, (2,)), goal=gym.spaces.Tuple([gym.spaces.Discrete(3)])
+)
+
+
+@pytest.mark.parametrize("obs, words", [
+    ({"seen": [0, 0]}, "KeyError: 'goal'"),
+    ({"seen": [0, 0], "goal": ()}, "ValueError"),
+    ([0, 0, 1], "TypeError"),
+    ({"seen": [0], "goal": (1,)}, "is not finite and of size 5"),
+    ({"seen": [0, np.nan], "goal": (1,)}, "is not finite"),
+    ({"seen": ["a", "b"], "goal": (1,)}, "ValueError"),
+    ({"seen": [0, 0], "goal": (3,)}, "IndexError"),
+    ({"seen": [0, 0], "goal": (0.5,)}, "IndexError"),
+])  # fmt: skip
+def test_env_observation_with_a_wrong_part_is_an_error(obs, words):
+    def shown(t):
+        return obs if t == 7 else {"seen": [t, 0], "goal": (t % 3,)}
+
+    run = Training(small(total_steps=100), lambda: showing(GOAL, shown))
+    with pytest.raises(EnvError, match=re.escape(words) + ".* at step 7"):
+        list(run)
+    assert run.step == 6
+
+
 def test_env_may_count_as_false_and_a_policy_may_have_no_hidden_layers():
     run = run_for(small(total_steps=65, hidden=()), toy := Toy())
     assert not toy and run.episode.env is toy
@@ -2446,14 +2526,29 @@ def test_env_bounds_of_float64_are_kept():
     assert toy.received[0].dtype == np.float64 and np.max(toy.received) == 0.1
 
 
-@pytest.mark.parametrize("low, high, dtype, word", [
-    (0, 3, np.int64, "whole"), (-3e38, 3e38, np.float32, "unbounded")
+@pytest.mark.parametrize("space, words", [
+    (gym.spaces.Box(0, 3, (1,), np.int64), "int64.: DDPG needs continuous ones, a Box"),
+    (gym.spaces.Discrete(3), "its actions are Discrete.3.: DDPG needs continuous ones, a Box"),
+    (gym.spaces.MultiDiscrete([2, 3]), "DDPG needs continuous ones, a Box"),
+    (gym.spaces.MultiBinary(2), "DDPG needs continuous ones, a Box"),
+    (gym.spaces.Dict(x=gym.spaces.Box(-1, 1)), "DDPG needs continuous ones, a Box"),
+    (gym.spaces.Box(-3e38, 3e38, (1,)), "unbounded"),
 ])  # fmt: skip
-def test_env_actions_that_tanh_cannot_serve_are_refused(low, high, dtype, word):
+def test_env_actions_that_tanh_cannot_serve_are_refused(space, words):
     toy = Toy()
-    toy.action_space = gym.spaces.Box(low, high, (1,), dtype)
-    with pytest.raises(UsageError, match=word):
+    toy.action_space = space
+    with pytest.raises(UsageError, match=words):
         Training(small(), toy)
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+@pytest.mark.parametrize("as_object", [True, False])
+def test_env_that_is_a_vector_is_refused(limit, as_object):
+    def make():
+        return gym.vector.SyncVectorEnv([Toy, Toy])
+
+    with pytest.raises(UsageError, match="is a vector of environments: pass one of them"):
+        Training(small(max_episode_steps=limit), make() if as_object else make)
 
 
 def test_env_episode_without_end_is_named(monkeypatch):
@@ -2461,6 +2556,23 @@ def test_env_episode_without_end_is_named(monkeypatch):
     with pytest.raises(EnvError, match="max_episode_steps"):
         run_for(small(total_steps=200), Toy(10**6))
     assert run_for(small(total_steps=200, max_episode_steps=50), Toy(10**6)).episodes == 4
+
+
+def test_env_time_limit_that_is_long_but_declared_is_respected(monkeypatch):
+    """In its spec, by a wrapper or by our own setting; one that it does not keep is named."""
+    monkeypatch.setattr(ddpg.Episode, "LONGEST", 20)
+    gym.register("Long-v0", lambda: Toy(10**6), max_episode_steps=30)
+    spec, toy = gym.spec("Long-v0"), Toy(30)
+    toy.spec, broken = spec, Toy(10**6)
+    broken.spec = spec
+    config = small(total_steps=60)
+    for env in lambda: gym.make("Long-v0"), gym.wrappers.TimeLimit(Toy(10**6), 30), toy:
+        assert run_for(config, env).episodes == 2
+    for id, limit, episodes in ("Long-v0", 0, 2), ("Long-v0", 60, 1), ("Long-v0", 6, 10):
+        assert run_for(config.replace(env=id, max_episode_steps=limit)).episodes == episodes
+    assert run_for(config.replace(max_episode_steps=30), lambda: Toy(10**6)).episodes == 2
+    with pytest.raises(EnvError, match="no end in sight, set max_episode_steps, at step 31"):
+        run_for(config, broken)
 
 
 @pytest.mark.parametrize("limit", [50, 300])
@@ -2766,7 +2878,7 @@ def test_evaluate_serves_no_episode_to_two_of_training_selection_and_test(tmp_pa
     flags += " --no-stop-when-solved --quiet --env toys:Seeded-v0"
     assert ddpg.main(flags.split()) == 0
     seeds = set(toys.seeds())
-    training = {seed for seed in seeds if 2**31 <= seed < 2**32}
+    training = {seed for seed in seeds if 2**30 <= np.int32(seed)}  # which 2^31 overflows
     assert len(training) >= 50
     tests, selection = range(100), range(10**6, 10**6 + 100)
     assert seeds - training == {*tests, *selection}
@@ -2800,6 +2912,76 @@ def test_evaluate_takes_a_hundred_episodes_as_their_own_confirmation():
     run = run_for(small(**changes), toys)
     evaluated = [seed for seed in toys.seeds() if seed < ddpg.TRAINING_SEEDS]
     assert run.solved == 0 and len(evaluated) == len(set(evaluated)) == 120
+
+
+def succeeding(said):
+    """A Toy whose last info is said(seed), those before {"success": True}."""
+    toy = Toy(3)
+    toy.broken["step"] = lambda r: (*r[:4], said(toy.seeds[-1]) if toy.t == 3 else YES)
+    return toy
+
+
+YES, NO = {"success": True}, {"success": False}
+SAID = {  # in the last info, of an even seed and of an odd one: the success rate of three episodes
+    "bool": (YES, NO, 2 / 3),
+    "robotics": ({"is_success": np.float32(1)}, {"is_success": np.False_, "success": True}, 2 / 3),
+    "metaworld": ({"success": 1.0}, {"success": np.zeros(1)}, 2 / 3),
+    "never": (NO, NO, 0.0),
+    "only if so": (YES, {}, 2 / 3),
+    "nothing": ({}, {}, None),
+    "something else": ({"success": "high"}, {"success": [1, 2]}, None),
+    "no info": (None, None, None),
+}
+
+
+@pytest.mark.parametrize("even, odd, rate", SAID.values(), ids=SAID)
+def test_evaluate_success_is_what_the_last_info_says(even, odd, rate):
+    def make():
+        return succeeding(lambda seed: odd if seed % 2 else even)
+
+    found = ddpg.summary(*ddpg.play(an_agent(2), make, range(3)))
+    assert found.get("success") == rate
+    assert len(evaluate(an_agent(2), make, range(3))) == 2
+
+
+def test_evaluate_success_is_told_everywhere(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wins", types.ModuleType("wins"))
+    make = partial(succeeding, lambda seed: YES if seed % 4 else NO)
+    gym.register("Wins-v0", make, max_episode_steps=20)
+    env, run = ["--env", "wins:Wins-v0"], str(tmp_path / "run")
+    flags = "--learning-starts 20 --hidden 8 --total-steps 30 --eval-every 15 --eval-episodes 4"
+    assert ddpg.main([*env, *flags.split(), "--episodes", "8", "--out", run]) == 0
+    out = capsys.readouterr().out
+    assert out.count(" over 4 episodes, success rate 75.0%") == 3
+    assert "mean length 3), success rate 75.0%" in out
+    head, *rows = (tmp_path / "run" / "progress.csv").read_text().splitlines()
+    column = head.split(",").index("eval_success")
+    assert [row.split(",")[column] for row in rows] == ["0.75"] * 3
+    for line in ["--resume", run, "--total-steps", "40"], ["--eval", run]:
+        assert ddpg.main([*line, *env, "--json", "--episodes", "8"]) == 0
+        assert json.loads(capsys.readouterr().out)["success"] == 0.75
+    *episodes, total = rows_of(capsys, run, *env, "--episodes", 4)
+    assert [row["success"] for row in episodes] == [False, True, True, True]
+    assert total["success"] == 0.75
+    assert viewer.main([run, *env, "--headless", "--episodes", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "length 3, success: True" in out and "False, success rate 75.0%" not in out
+    assert "deterministic: True, success rate 75.0%" in out
+
+
+def test_evaluate_success_that_is_said_late_gets_its_column(tmp_path):
+    """Or not any more: then it is nan, as in the rows before."""
+    told = {}
+    config = small(eval_every=20, eval_episodes=1, total_steps=100)
+    run = Training(config, lambda: succeeding(lambda seed: told))
+    folder = ddpg.new_folder(tmp_path / "run")
+    for _ in ddpg.record(run, folder):
+        told.update({50: YES}.get(run.step, {}))
+        if run.step == 70:
+            told.clear()
+    head, *rows = (folder / "progress.csv").read_text().splitlines()
+    assert head.endswith(",mean_q,eval_success") and {row.count(",") for row in rows} == {14}
+    assert [row.split(",")[-1] for row in rows] == ["nan", "nan", "nan", "1", "nan", "nan"]
 
 
 # ---- runs: the same again, whatever happens ----
@@ -3052,10 +3234,10 @@ def test_folder_table_of_progress_tells_what_happened():
 def test_folder_keeps_the_best_policy_also_after_a_resume(tmp_path, monkeypatch):
     means = iter([3.0, 7.0, 5.0, 6.0, 7.0, 4.0])  # at 0, 20, .. 100
 
-    def evaluate(agent, make_env, seeds):
-        return np.full(len(seeds), next(means)), np.ones(len(seeds))
+    def play(agent, make_env, seeds):
+        return np.full(len(seeds), next(means)), np.ones(len(seeds)), ()
 
-    monkeypatch.setattr(ddpg, "evaluate", evaluate)
+    monkeypatch.setattr(ddpg, "play", play)
     config = Config(**SMALL | dict(eval_every=20), total_steps=100)
     save_each_episode()
     folder = begin(config, tmp_path / "run", Toy, until=50)
@@ -4535,6 +4717,7 @@ def toys():
     """A module of environments that cannot be learnt, or not without a flag."""
     box, uint8 = gym.spaces.Box, np.uint8
     small, images = box(-1.0, 1.0, (2,)), box(0, 255, (8, 8, 3), uint8)
+    graph = gym.spaces.Graph(small, None)
 
     def fail():
         raise RuntimeError("out of order")
@@ -4551,7 +4734,12 @@ def toys():
         "Unbounded": lambda: toy(small, box(-np.inf, np.inf, (1,))),
         "Nothing": lambda: toy(small, box(-1.0, 1.0, (0,))),
         "Pixels": lambda: toy(images, small),
-        "Dict": lambda: toy(gym.spaces.Dict(x=small), small),
+        "Camera": lambda: toy(gym.spaces.Dict(x=small, y=gym.spaces.Tuple([images])), small),
+        "Empty": lambda: toy(gym.spaces.Tuple([box(-1.0, 1.0, (2, 0))]), small),
+        "Sequence": lambda: toy(gym.spaces.Dict(x=gym.spaces.Sequence(small)), small),
+        "Graph": lambda: toy(graph, small),
+        "Text": lambda: toy(gym.spaces.Tuple([small, gym.spaces.Text(5)]), small),
+        "OneOf": lambda: toy(gym.spaces.OneOf([small, small]), small),
     }
     for name, make in makers.items():
         gym.register(f"{name}-v0", make)
@@ -4571,7 +4759,12 @@ REFUSED = """
     --env toys:Pixels-v0 | images
     --env toys:Endless-v0 | --max-episode-steps
     --env toys:Endless | Endless-v0
-    --env toys:Dict-v0 | Box
+    --env toys:Camera-v0 | observation['y'][0] is Box(0, 255, (8, 8, 3), uint8), images: wrap it
+    --env toys:Empty-v0 | empty
+    --env toys:Sequence-v0 | of no fixed size: wrap it
+    --env toys:Graph-v0 | of no fixed size: wrap it
+    --env toys:Text-v0 | its observation[1] is Text(
+    --env toys:OneOf-v0 | of no fixed size
     --env toys:Nothing-v0 | its actions are
     --env toys:Raises-v0 | out of order
     --env toys:Leaves-v0 | SystemExit: 3
@@ -5555,6 +5748,8 @@ def test_viewer_an_episode_seen_again_is_still_one(w):
         finish(w)
         w.restart()
     assert seeds_flown(w) == [[0]] and "last 1: " in " ".join(words_on(w))
+    w.pinned.row["success"] = True
+    assert ", success rate 100.0%" in " ".join(words_on(w))
     finish(w)
     w.player.seek(190)
     w.player.step(np.ones(1))

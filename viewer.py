@@ -280,6 +280,8 @@ class Player:
             self.row |= {"seed": self.seed, "return": self.episode.ret, "length": self.t}
             self.row |= dict(terminated=terminated, truncated=truncated)
             self.row |= dict(deterministic=not self.noisy, assisted=self.assisted)
+            if self.episode.success is not None:
+                self.row["success"] = self.episode.success
             if not self.assisted:
                 self.results.setdefault(self.identity, {})[self.seed] = self.row
 
@@ -323,7 +325,13 @@ def summary(results):
     """Statistics of the episodes, a dict for each policy."""
     for (policy, step, det), rows in results.items():
         numbers = [np.array([row[name] for row in rows.values()]) for name in ("return", "length")]
+        numbers.append([row.get("success") for row in rows.values()])
         yield dict(policy=policy, train_step=step, deterministic=det) | ddpg.summary(*numbers)
+
+
+def summed_up(row):
+    """A line of such a dict."""
+    return SUMMARY.format(**row) + ddpg.success_rate(row.get("success"))
 
 
 EPISODE = "step {train_step:,}, seed {seed}: return {return:.1f}, length {length}"
@@ -902,9 +910,11 @@ class Window:
         name = f"{player.env_id}   {policy.config.algo}   step {player.train_step:,}"
         score = policy.meta["evaluation"]
         name += "" if score is None else f"   eval {score:.1f}"
-        last = [row["return"] for row in self.results.get(player.identity, {}).values()][-10:]
-        last = last if title.w > 40 * self.px else []
-        recent = f"last {len(last)}: {np.mean(last):.1f} ± {np.std(last):.1f}" if last else ""
+        recent, rows = "", [*self.results.get(player.identity, {}).items()][-10:]
+        if rows and title.w > 40 * self.px:
+            (last,) = summary({player.identity: dict(rows)})
+            recent = "last {episodes}: {mean:.1f} ± {std:.1f}".format(**last)
+            recent += ddpg.success_rate(last.get("success"))
         text_pair(self.surface, title, name, recent, self.px, TEXT, DIM)
         if pygame.display.get_init():
             pygame.display.set_caption(name)
@@ -992,7 +1002,7 @@ def watch(options):
         if window.film:
             window.attempt(window.record_gif)
             output(window.notice)
-        lines = [SUMMARY.format(**row) for row in summary(window.results)]
+        lines = [summed_up(row) for row in summary(window.results)]
         output("\n".join(lines or ["no episode was flown to its end without help"]))
 
 
@@ -1027,7 +1037,8 @@ def headless(options):
                 if signals or unprinted:
                     return
                 row = window.player.row
-                output(json.dumps(row) if options.json else EPISODE.format(**row))
+                said = EPISODE + ", success: {success}" * ("success" in row)
+                output(json.dumps(row) if options.json else said.format(**row))
         if options.png:
             window.draw()
         if window.notice_for:  # a picture that could not be drawn
@@ -1042,7 +1053,7 @@ def headless(options):
             if options.json:
                 output(json.dumps({"summary": True} | row))
             elif row["episodes"] > 1:
-                output(SUMMARY.format(**row))
+                output(summed_up(row))
 
 
 # ---------------------------------------------- command line
