@@ -201,7 +201,7 @@ class ReplayBuffer:
             self.written += 1
 
     def rescale(self, agent):
-        """Rows, those written too, hold (obs - mean) * scale and scale * R, as an agent has them."""
+        """Rows, those written too, hold (obs - mean) * scale and scale * R of an agent."""
         mean, scale, zero = agent.obs_mean, agent.obs_scale, agent.reward_scale.new_zeros(1)
         act = zero.expand(self.columns[1])
         new_shift = torch.cat([mean, act, zero, mean, zero])
