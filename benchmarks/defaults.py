@@ -1,9 +1,9 @@
 """Which settings learn anything at the first try? Candidates for the defaults compared.
 
     pip install "gymnasium[mujoco]"
-    python benchmarks/defaults.py random defaults unscaled before --seeds 3 --jobs 2 --write results.jsonl
+    python benchmarks/defaults.py random defaults unscaled before --jobs 2 --write FILE
     python benchmarks/defaults.py unscaled --env Hopper-v5
-    python benchmarks/defaults.py --table results.jsonl
+    python benchmarks/defaults.py --table FILE
 
 A run is `ddpg.Training` with the defaults, or a candidate's changes to them: no presets, no early
 stop. Its score is the mean return of three policies, after 1/2, 3/4 and all of its steps, over 20
