@@ -1451,6 +1451,7 @@ class Training:
         self.returns, self.lengths = [], []  # of the latest 10 episodes
         self.best, self.solved = -np.inf, None  # mean of evaluation; step
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
+        self.measured = 0, 0.0  # the step and second since which the next one tells the speed
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
         self.saved, self.spoilt = None, False  # the state file that is the latest, see `record`
 
@@ -1556,9 +1557,11 @@ class Training:
         self.is_best = bool(returns.mean() > self.best)
         self.best = max(self.best, returns.mean())
         seconds = time.perf_counter() - self.started
+        speed = (self.step - self.measured[0]) / (seconds - self.measured[1])
+        self.measured = self.step, seconds
         losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
-        row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
+        row |= dict(steps_per_s=speed, train_return=np.mean(self.returns or np.nan))
         row |= {f"eval_{key}": value for key, value in summary(returns, lengths).items()}
         row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2] / agent.reward_scale)
         self.add_row("progress.csv", row)
@@ -1596,7 +1599,8 @@ class Training:
         vars(self).update({name: meta[name] for name in self.FIELDS})
         counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
         row = self.evaluation
-        shown = [row[f"eval_{name}"] for name in ("mean", "std", "episodes")] if row else []
+        names = "eval_mean", "eval_std", "eval_episodes", "steps_per_s"
+        shown = [row[name] for name in names] if row else []
         scores = self.best, meta["seconds"], *self.returns, *shown
         if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
             raise ValueError("its counts or scores are none")
@@ -1613,6 +1617,7 @@ class Training:
             torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), self.agent.device)
         self.rng.bit_generator.state = meta["rng"]
         self.started = time.perf_counter() - meta["seconds"]
+        self.measured = self.step, meta["seconds"]
         if "rows" in arrays:
             self.buffer.written = meta["written"]
             self.buffer.rows[: len(self.buffer)] = torch.from_numpy(arrays["rows"])
@@ -1958,7 +1963,6 @@ def train_command(options, explicit):
             say(text)
 
     tell(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {shown}")
-    tell("      step  episodes  steps/s  last returns  evaluation")
     if c.total_steps <= c.learning_starts:
         tell(f"nothing is learnt in {c.learning_starts:,} steps: --learning-starts")
     try:
@@ -1987,27 +1991,56 @@ def train_command(options, explicit):
 
 
 def watch(steps):
-    """Pass steps on, with a line per evaluation and, on terminals, a live one."""
+    """Pass steps on, with a line per evaluation, the time left and, on terminals, a live line."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
-    due = 0.0
+    say("      step  episodes  steps/s  last returns  evaluation")
+    marks, told = deque(), False  # (second, step) of the latest 5 s, evaluations left out
+    due = evaluated = latest = 0.0  # seconds: of the next mark, of all evaluations, of the latest
+    before = time.perf_counter()
     for run in steps:
-        now, row = time.perf_counter(), run.evaluation
-        if not row and (not live or now < due):
-            yield run
-            continue
-        last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
-        speed = run.step / (now - run.started)
-        text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
+        c, row, now = run.config, run.evaluation, time.perf_counter()
         if row:
-            score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes".format(**row)
-            say(text + score + ", the best yet" * run.is_best)
-        if live:
-            due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)
-            text += f"< {left:,.0f} s left"
-            width = shutil.get_terminal_size().columns - 1  # it must not wrap
-            say(text[: len(live) + width], end="")
+            latest = now - before
+            evaluated += latest
+        if row or now >= due:
+            due, learning_starts = now + 0.1, run.filled_from + c.learning_starts
+            marks.append((now - evaluated, run.step))
+            while len(marks) > 2 and (
+                marks[0][0] < marks[-1][0] - 5 or marks[0][1] < learning_starts <= run.step
+            ):
+                marks.popleft()
+            seconds, n = marks[-1][0] - marks[0][0], run.step - marks[0][1]
+            speed = row["steps_per_s"] if row else n / (seconds or 1)
+            last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
+            text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
+            if row:
+                score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes"
+                say(text + score.format(**row) + ", the best yet" * run.is_best)
+            if run.step < learning_starts:
+                text += f"learning starts at {learning_starts:,}"
+            elif seconds >= 1 and n and marks[0][1] >= learning_starts:
+                each = seconds / n + latest / (c.eval_every or np.inf)
+                text += time_left(c, (c.total_steps - run.step) * each)
+                if not live and not told:
+                    say(text)
+                told = True
+            if live:
+                width = shutil.get_terminal_size().columns - 1  # it must not wrap
+                say(text[: len(live) + width], end="")
         yield run
+        before = time.perf_counter()
     say(live, end="")
+
+
+def time_left(config, seconds):
+    """As a person says it."""
+    number, unit = f"{seconds:.0f}", "s"
+    if seconds >= 120:
+        number, unit = f"{seconds / 60:.0f}", "min"
+    if seconds >= 7200:
+        number, unit = f"{seconds / 3600:.1f}", "h"
+    may_end = config.stop_when_solved and config.solved_at is not None
+    return f"{'at most' if may_end else 'about'} {number} {unit} left"
 
 
 def on_signal(number, frame):

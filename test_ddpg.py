@@ -2939,7 +2939,8 @@ def test_folder_table_of_progress_tells_what_happened():
     assert np.isnan([first[name] for name in unknown]).all()
     assert last["mean_q"] == pytest.approx(run.agent.metrics[2].item() / 0.1) != 0
     assert last["train_return"] == last["eval_mean"] == last["eval_length"] == 10
-    assert last["steps_per_s"] * last["seconds"] == pytest.approx(100)
+    seconds = last["seconds"] - first["seconds"]  # those since the evaluation before
+    assert last["steps_per_s"] * seconds == pytest.approx(100) and first["steps_per_s"] == 0
 
 
 def test_folder_keeps_the_best_policy_also_after_a_resume(tmp_path, monkeypatch):
@@ -4813,7 +4814,7 @@ def test_command_prints_one_live_line_to_a_terminal(tmp_path):
     assert exit_code(child) == 0
     os.close(master)
     lines = text.decode().split("\r\x1b[K")
-    live = [line for line in lines if "s left" in line]
+    live = [line for line in lines if re.match(" +[0-9]", line) and " over " not in line]
     assert len(live) >= 2 and max(map(len, live)) < 80 and "\n" not in "".join(live), live
     rows = [
         line.split(",") for line in (tmp_path / "run" / "progress.csv").read_text().splitlines()
@@ -4823,6 +4824,44 @@ def test_command_prints_one_live_line_to_a_terminal(tmp_path):
     scores = [f"{score:.1f} ± {spread:.1f} over 3 episodes" for score, spread in found]
     printed = [line for line in lines if "over 3 episodes" in line]
     assert all(score in line for score, line in zip(scores, printed, strict=True)), printed
+
+
+def watched(monkeypatch, capsys, live, seconds_of, **changes):
+    """What `watch` prints of a run, by a clock that goes on by seconds_of(step) at each step."""
+    now, run = [0.0], types.SimpleNamespace(episodes=0, returns=[], filled_from=0, is_best=False)
+    run.config = small(**dict(learning_starts=1000, total_steps=101_000) | changes)
+    score = dict(eval_mean=1.0, eval_std=0.0, eval_episodes=1, steps_per_s=7.0)
+
+    def steps():
+        for run.step in range(2001):
+            evaluates = run.config.eval_every and run.step % run.config.eval_every == 0
+            run.evaluation = score if evaluates else None
+            now[0] += seconds_of(run.step) + 50 * bool(evaluates)
+            yield run
+
+    monkeypatch.setattr(ddpg, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: live, raising=False)
+    for _ in ddpg.watch(steps()):
+        pass
+    return re.split("[\r\n]+", capsys.readouterr().out)
+
+
+def test_command_tells_the_speed_and_the_time_left_of_the_latest_seconds(monkeypatch, capsys):
+    lines = watched(monkeypatch, capsys, True, lambda step: 0.001 if step <= 1000 else 0.05)
+    early, late = [line for line in lines if "starts" in line], [x for x in lines if "left" in x]
+    assert " 1,000  " in early[-1] and "learning starts at 1,000" in early[-1]
+    assert "     20 " in late[0] and "about 83 min left" in late[0]
+    assert int(late[0].split()[1].replace(",", "")) <= 1025  # in the second second of learning
+    slower = watched(monkeypatch, capsys, True, lambda step: 0.001 if step <= 1500 else 5.0)
+    assert "        0 " in slower[-2] and "about 137.5 h left" in slower[-2]
+    lines = watched(monkeypatch, capsys, True, lambda step: 0.05, eval_every=500, solved_at=9.0)
+    assert "at most 4.1 h left" in lines[-2]  # 99,000 steps, 198 evaluations of 50 s
+    assert "      7 " in [line for line in lines if "over 1 episodes" in line][-1]
+
+
+def test_command_tells_the_time_left_once_where_there_is_no_terminal(monkeypatch, capsys):
+    lines = watched(monkeypatch, capsys, False, lambda step: 0.001 if step <= 1000 else 0.05)
+    assert len(lines) == 3 and "about 83 min left" in lines[1]
 
 
 def test_command_help_shows_each_flag_and_the_presets():
