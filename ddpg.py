@@ -1941,6 +1941,7 @@ def train_command(options, explicit):
         shown, device = Path(options.resume), None if device == "auto" else device
         machine = dict(device=device, threads=options.threads, precision=options.precision)
         run = resume(shown, **machine, **explicit)
+        basis = f"from step {run.step:,}"
     else:
         c = Config.preset(**explicit)
         tune(c, options.threads, options.precision)
@@ -1948,9 +1949,13 @@ def train_command(options, explicit):
             large = c.batch_size * max(c.hidden, default=0) ** 2 >= 2**21
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
-        shown = Path(options.out or name)
+        shown, number = Path(options.out or name), 1
         run = Training(c, None, device)
+        while not options.out and os.path.lexists(here / shown):
+            number += 1
+            shown = Path(f"{name}-{number}")
         new_folder(here / shown)
+        basis = "its preset" if c.env in PRESETS else "no preset: defaults"
     if options.no_graphs:
         run.graphs = None
     folder = here / shown  # an environment may have changed the working folder
@@ -1962,7 +1967,11 @@ def train_command(options, explicit):
         if not options.quiet:
             say(text)
 
-    tell(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {shown}")
+    text = f"{c.algo} on {c.env} ({basis}), seed {c.seed}, {run.agent.device}, "
+    text += f"{c.total_steps:,} steps, in {shown}"
+    if not (options.resume or options.out or shown == name):
+        text += f", as {name.name} exists: --resume goes on with it"
+    tell(text)
     if c.total_steps <= c.learning_starts:
         tell(f"nothing is learnt in {c.learning_starts:,} steps: --learning-starts")
     try:
@@ -1980,6 +1989,8 @@ def train_command(options, explicit):
         tell(f"Stopped at step {run.step:,}. To go on:\n  python ddpg.py --resume {named}")
         return 128 + SIGNALS[0]
     seconds = time.perf_counter() - run.started
+    if curve := text_curve(run.tables["progress.csv"]):
+        tell(f"Evaluations: {curve}")
     how = "Done" if run.solved is None else "Solved"
     tell(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     policy = load(folder)
@@ -2030,6 +2041,23 @@ def watch(steps):
         yield run
         before = time.perf_counter()
     say(live, end="")
+
+
+def text_curve(table, most=50):
+    """The evaluations of a progress.csv as a line of text, or "" where there are not two."""
+    levels, blocks = "_.-=+*#@", "▁▂▃▄▅▆▇█"
+    with suppress(AttributeError, TypeError, ValueError):  # not every terminal has them
+        blocks.encode(sys.stdout.encoding)
+        levels = blocks
+    rows = [line.split(",") for line in table]
+    with suppress(ValueError, IndexError):  # which a state may hold
+        column = rows[0].index("eval_mean")
+        means = [mean for row in rows[1:] if math.isfinite(mean := float(row[column]))]
+        bars = [part.mean() for part in np.array_split(means, min(most, len(means)))]
+        low, span = min(bars), np.ptp(bars) or 1.0
+        curve = "".join(levels[round(7 * (bar - low) / span)] for bar in bars)
+        return f"{means[0]:.1f} {curve} {means[-1]:.1f}" if len(means) > 1 else ""
+    return ""
 
 
 def time_left(config, seconds):

@@ -4559,6 +4559,45 @@ def test_command_leaves_a_used_folder_alone(tmp_path):
     assert result.stderr.count("\n") <= 3
 
 
+def test_command_says_what_it_begins_and_numbers_folders_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = *IN_AN_INSTANT[2:], "--episodes", "1"
+    for flags in [], ["--gamma", "0.9"], ["--algo", "ddpg", "--batch-size", "8"]:
+        assert ddpg.main([*quick, *flags]) == 0
+    assert ddpg.main(["--resume", "runs/Pendulum-v1/ddpg-seed0-2", "--episodes", "1"]) == 0
+    assert ddpg.main([*quick, "--env", "Blind-v0", "--out", "own"]) == 0
+    begun = re.findall(".* steps, in .*", capsys.readouterr().out)
+    told = "ddpg on Pendulum-v1 (its preset), seed 0, cpu, 60 steps, in runs/Pendulum-v1/ddpg-seed0"
+    assert begun[:2] == [told, f"{told}-2, as ddpg-seed0 exists: --resume goes on with it"]
+    assert begun[2].startswith(f"{told}-3, as ddpg-seed0 exists")
+    assert begun[3] == told.replace("its preset", "from step 0") + "-2"
+    told = "td3 on Blind-v0 (no preset: defaults), seed 0, cpu, 60 steps, in own"
+    assert begun[4:] == [told]
+    runs = tmp_path / "runs" / "Pendulum-v1"
+    assert {path.name for path in runs.iterdir()} == {f"ddpg-seed0{i}" for i in ("", "-2", "-3")}
+    assert load(runs / "ddpg-seed0-2").config.gamma == 0.9
+
+
+def table_of(*means):
+    return ["step,eval_mean,length\n", *(f"{i},{mean},9\n" for i, mean in enumerate(means))]
+
+
+def test_command_draws_the_evaluations_in_a_line(tmp_path, monkeypatch):
+    assert ddpg.text_curve(table_of(-5, -4, "nan", 2, -1.5)) == "-5.0 ▁▂█▅ -1.5"
+    for table in [], table_of(), table_of(1), table_of(1, "nan", "inf"), table_of(1, "x"), ["step"]:
+        assert ddpg.text_curve(table) == ""
+    assert ddpg.text_curve(table_of(3, 3)) == "3.0 ▁▁ 3.0"
+    assert ddpg.text_curve(table_of(*range(1000))).count("█") == 4
+    assert len(ddpg.text_curve(table_of(*range(1000)))) == 50 + len("0.0  999.0")
+    plain = command(*QUICK, "--episodes", 1, "--out", tmp_path / "a").stdout
+    assert re.search("^Evaluations: -[0-9.]+ .{3} -[0-9.]+$", plain, re.MULTILINE), plain
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii", errors="replace"))
+    assert ddpg.text_curve(table_of(-5, -4, 2)) == "-5.0 _.@ 2.0"
+    for stream in None, io.StringIO():
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert ddpg.text_curve(table_of(1, 2)) == "1.0 _@ 2.0"
+
+
 def test_command_needs_the_single_file_alone(tmp_path, interpreter):
     shutil.copy(ROOT / "ddpg.py", tmp_path)
     assert interpreter("ddpg.py", *QUICK, "--quiet", cwd=tmp_path).returncode == 0
