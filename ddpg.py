@@ -1199,6 +1199,8 @@ def load(path, device="cpu"):
             agent.obs_mean.copy_(torch.from_numpy(arrays["obs_mean"]))
             agent.obs_std.copy_(torch.from_numpy(arrays["obs_std"]))
         agent.reward_scale = float(meta["reward_scale"])
+        if not 0 < agent.reward_scale < np.inf:
+            raise ValueError("its reward_scale is none")
         check_finite(agent)
     agent.meta = meta | {"path": str(path)}
     return agent
@@ -1415,11 +1417,13 @@ class Training:
     `run.stop = True` ends it where the episode under way ends, and it can be saved.
 
     env: None for config.env, an id, a function that makes one, or a gymnasium.Env, of which
-    evaluation uses copies. agent: Agent, or a class of your own. Raises UsageError for what DDPG
-    cannot control, EnvError for what misbehaves. Call `tune` first.
+    evaluation uses copies. agent: Agent, or a class of your own. init: a policy file, or a run's
+    folder, to begin from: its networks and scales, and its noisy actions instead of random ones.
+    Raises UsageError for what DDPG cannot control, EnvError for what misbehaves. Call `tune` first.
     """
 
-    def __init__(self, config, env=None, device="cpu", agent=Agent):
+    def __init__(self, config, env=None, device="cpu", agent=Agent, init=None):
+        policy = load(init, device) if init else None  # first: environments may change the folder
         if isinstance(env, str):
             config, env = replace(config, env=env), None
         self.env_given = env is not None
@@ -1440,6 +1444,10 @@ class Training:
                 raise
             text = f"networks and {sizes[0]:,} rows (buffer_size) do not fit: {one_line(error)}"
             raise UsageError(text) from None
+        self.init = policy and policy.meta["path"]
+        if policy:
+            begin_from(policy, self.agent)
+            self.buffer.rescale(policy.obs_mean, policy.obs_std, policy.reward_scale)
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
         device = self.agent.device  # of several cards, it must be the one that torch has chosen
@@ -1494,7 +1502,7 @@ class Training:
             self.start_episode()
         # Act: at random at first, then as the actor says plus noise, annealed linearly
         obs = self.episode.obs
-        if step <= c.learning_starts:
+        if step <= c.learning_starts and not self.init:
             act = self.rng.uniform(-1, 1, len(agent.low))
         else:
             sigma = c.noise_sigma
@@ -1507,7 +1515,7 @@ class Training:
         rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
         self.buffer.add(obs, act, rew, next_obs, terminated, truncated)
         self.step, self.evaluation = step, None
-        if step == c.learning_starts:
+        if step == c.learning_starts and not self.init:
             agent.find_scales(self.buffer)
         # Learn
         if step > self.filled_from + c.learning_starts:
@@ -1567,7 +1575,7 @@ class Training:
         self.add_row("progress.csv", row)
         return row
 
-    FIELDS = "step episodes filled_from returns lengths best solved evaluation".split()
+    FIELDS = "init step episodes filled_from returns lengths best solved evaluation".split()
 
     def state(self):
         """All that the rest of the run depends on, between two episodes -> arrays, meta.
@@ -1591,7 +1599,7 @@ class Training:
     def circumstances(self):
         """What config.json says."""
         said = dict(device=str(self.agent.device), threads=torch.get_num_threads())
-        said["precision"] = precision_of_products()
+        said |= dict(precision=precision_of_products(), init=self.init)
         return dict(config=asdict(self.config), versions=VERSIONS) | said
 
     def restore(self, arrays, meta):
@@ -1625,16 +1633,70 @@ class Training:
             self.filled_from = self.step
 
 
-def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
-    """Train to the end -> the agent of the last step. env, agent: as in Training.
+def begin_from(policy, agent):
+    """Give an agent a loaded policy's networks and scales, or UsageError if they do not fit."""
 
-    out: a new folder for tables, policies and state; load(out) is the best policy.
+    def sizes(a, reward_scale):
+        names = "hidden", "layer_norm", "n_critics", "normalize"
+        found = dict(observations=a.obs_dim, actions=len(a.low), reward_scale=reward_scale)
+        return (found | {name: getattr(a.config, name) for name in names}).items()
+
+    path, scale = one_line(policy.meta["path"]), policy.reward_scale
+    pairs = zip(sizes(policy, scale), sizes(agent, agent.config.reward_scale or scale))
+    differ = [f"{name} {old} -> {new}" for (name, old), (_, new) in pairs if old != new]
+    if differ:
+        raise UsageError(f"{path} does not fit: {', '.join(differ)}")
+    with refusing(path, "does not fit"):  # networks of your own
+        for name in policy.NETWORKS:
+            getattr(agent, name).load_state_dict(getattr(policy, name).state_dict())
+    agent.obs_mean.copy_(policy.obs_mean)
+    agent.obs_std.copy_(policy.obs_std)
+    agent.reward_scale = scale
+    if not np.array_equal([policy.low, policy.high], [agent.low, agent.high]):
+        warn(f"{path} knows other bounds of actions: what it does is scaled to these")
+    if not policy.meta["step"]:
+        warn(f"{path} is of step 0: its run had learnt nothing yet")
+
+
+def configure(init=None, **explicit):
+    """The Config of a training: the environment's preset, or, to begin from a policy, the policy's
+    own, without what is for another environment. `explicit` overrides it. Or UsageError."""
+    if not init:
+        return Config.preset(**explicit)
+    policy = load(init)
+    own = {"env": policy.meta["env"]}
+    if "env" not in explicit:
+        env_maker_of(policy)  # which no file may name, but gymnasium's own
+    elif explicit["env"] != own["env"]:
+        solved_at = PRESETS.get(explicit["env"], {}).get("solved_at")
+        own = dict(env_kwargs={}, max_episode_steps=0, solved_at=solved_at)
+    return policy.config.replace(**own | explicit)
+
+
+def train(
+    config, env=None, out=None, device="cpu", threads=None, agent=Agent,
+    init=None, verbose=False, **changes
+):  # fmt: skip
+    """Train to the end -> the agent of the last step. env, agent, init: as in Training.
+
+    config: a Config, or the id of an environment, for its preset. changes: to its fields. out: a
+    new folder for tables, policies and state; load(out) is the best policy. verbose: print progress
+    as the command line does, which iterates over watch(record(run, new_folder(out))), too:
+
+        run = Training(Config.preset("Pendulum-v1"))
+        for run in watch(record(run, new_folder("runs/mine"))):
+            ...  # before each step, and at the end
     """
+    if isinstance(config, str):
+        config = configure(init, **{"env": config} | changes)
+    else:
+        config = config.replace(**changes)
     tune(config, threads)
     folder = out and Path(out).absolute()  # an environment may change the working folder
-    run = Training(config, env, device, agent)
-    with closing(record(run, new_folder(folder)) if out else iter(run)) as steps:
-        for _ in steps:
+    run = Training(config, env, device, agent, init)
+    steps = record(run, new_folder(folder)) if out else iter(run)
+    with closing(steps):
+        for _ in watch(steps) if verbose else steps:
             pass
     return run.agent
 
@@ -1887,6 +1949,7 @@ def parse(argv):
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
     mode("--resume", metavar="RUN", help="go on with the run in this folder")
     mode("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
+    add("--init", metavar="RUN", help="begin from its best policy, or a policy file, and its flags")
     add("--episodes", type=int, default=TEST_EPISODES, help="test episodes to run (default 100)")
     devices = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
     devices += ["mps"] * torch.backends.mps.is_available()
@@ -1908,8 +1971,10 @@ def parse(argv):
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
     options = parser.parse_args(argv)
     options.quiet |= options.json
-    if "" in (options.eval, options.resume, options.out):
-        refuse("--eval, --resume and --out need a name")
+    if "" in (options.eval, options.resume, options.out, options.init):
+        refuse("--eval, --resume, --out and --init need a name")
+    if options.init and (options.eval or options.resume):
+        refuse("--init begins a new training: it goes with neither --eval nor --resume")
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
@@ -1943,19 +2008,21 @@ def train_command(options, explicit):
         run = resume(shown, **machine, **explicit)
         basis = f"from step {run.step:,}"
     else:
-        c = Config.preset(**explicit)
+        c = configure(options.init, **explicit)
         tune(c, options.threads, options.precision)
         if device == "auto":  # from where an update takes about 1 ms on a CPU
             large = c.batch_size * max(c.hidden, default=0) ** 2 >= 2**21
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
         shown, number = Path(options.out or name), 1
-        run = Training(c, None, device)
+        run = Training(c, None, device, init=options.init)
         while not options.out and os.path.lexists(here / shown):
             number += 1
             shown = Path(f"{name}-{number}")
         new_folder(here / shown)
         basis = "its preset" if c.env in PRESETS else "no preset: defaults"
+        if options.init:
+            basis = f"from {options.init}"
     if options.no_graphs:
         run.graphs = None
     folder = here / shown  # an environment may have changed the working folder

@@ -1749,6 +1749,96 @@ def test_train_takes_an_object_a_maker_an_id_or_another_agent():
             Training(config, same)
 
 
+def test_train_by_an_id_takes_its_preset_and_fields_and_prints_only_when_told(monkeypatch, capsys):
+    configs = []
+    init = Training.__init__
+
+    def seen(run, config, *args):
+        configs.append(config)
+        init(run, config, *args)
+
+    monkeypatch.setattr(Training, "__init__", seen)
+    short = SHORT | dict(total_steps=60)
+    train("Pendulum-v1", seed=3, **short)
+    train(small(total_steps=60), Toy, seed=3, algo="ddpg")
+    assert configs[0] == Config.preset("Pendulum-v1", seed=3, **short)
+    assert configs[1] == small(total_steps=60, seed=3, algo="ddpg")
+    assert capsys.readouterr().out == ""
+    train("Pendulum-v1", verbose=True, **SHORT)
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["step", "episodes"]
+    assert [row.split()[0] for row in rows] == ["0", "88", "176"]
+    with pytest.raises(TypeError, match="sed"):
+        train("Pendulum-v1", sed=3)
+
+
+def a_policy(path, step=7, low=(-1,), high=(1,), **changes):
+    """The file of an agent for Toy as if long trained, with scales that were found."""
+    agent = stir(an_agent(2, low, high, **changes))
+    agent.obs_mean.copy_(torch.tensor([1.0, 0.5]))
+    agent.obs_std.copy_(torch.tensor([1.0, 0.25]))
+    agent.reward_scale = 0.5
+    agent.save(path, "Toy", step)
+    return path
+
+
+def test_train_begins_from_a_policy(tmp_path):
+    path, toy = a_policy(tmp_path / "p.npz"), Toy()
+    run, policy = Training(small(total_steps=60, noise_sigma=0.0), toy, init=path), load(path)
+    assert not unlike(numbers(run.agent), numbers(policy)) and len(run.buffer) == 0
+    assert torch.equal(run.agent.flat["critic"].data, run.agent.flat["critic_target"].data)
+    assert not run.agent.critic_optimizer.state["exp_avg"].any() and run.agent.updates == 0
+    for _ in run:
+        pass
+    obs = np.array([clock(t % 10) for t in range(50)], np.float32)
+    assert np.allclose(np.array(toy.received[:50]), policy.act(obs), atol=1e-6)
+    assert run.agent.updates == 10 and unlike(numbers(run.agent), numbers(policy))
+    assert run.agent.obs_mean.tolist() == [1, 0.5] and run.agent.reward_scale == 0.5
+    stored_obs, _, R, next_obs, _ = stored(run, 50)
+    assert np.allclose(stored_obs, (obs - [1, 0.5]) / [1, 0.25], atol=1e-6) and (R == 0.5).all()
+    # A file of format 1 has no scales
+    arrays, meta = arrays_and_meta(path)
+    old = {name: array for name, array in arrays.items() if not name.startswith("obs_")}
+    meta["config"] |= {"obs_scale": [1.0], "reward_scale": 0.1}
+    ddpg.write_npz(tmp_path / "old.npz", old, **meta | {"format": 1})
+    run = run_for(small(total_steps=60), Toy(), init=tmp_path / "old.npz")
+    assert run.agent.obs_std.tolist() == [1, 1] and run.agent.reward_scale == 0.1
+    assert (run.buffer.rows[:60, 3] == 0.1).all()
+
+
+def test_train_from_a_policy_is_resumed_exactly_and_without_its_file(tmp_path):
+    path, config = a_policy(tmp_path / "p.npz"), TOY_RUN.replace(noise_sigma=0.3)
+    train(config, Toy, out=tmp_path / "whole", init=path)
+    run = Training(config, Toy, init=path)
+    path.unlink()
+    save_each_episode()
+    follow(run, ddpg.new_folder(tmp_path / "parts"), until=15)  # before it learns
+    for until in 60, None:
+        assert go_on(tmp_path / "parts", Toy, until).init == str(path)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    said = json.loads((tmp_path / "parts" / "config.json").read_text())
+    assert said["init"] == str(path)
+
+
+def test_train_from_a_policy_that_does_not_fit_is_refused(tmp_path, capsys):
+    path = a_policy(tmp_path / "p.npz")
+    others = dict(hidden=(16, 8), layer_norm=False, n_critics=1, normalize=False, reward_scale=0.1)
+    for name, value in others.items():
+        with pytest.raises(UsageError, match=f"does not fit: {name} .* -> {re.escape(str(value))}"):
+            Training(small(**{name: value}), Toy(), init=path)
+    with pytest.raises(UsageError, match="observations 2 -> 3, actions 1 -> 2"):
+        Training(small(), Toy(obs=lambda t: [t] * 3, low=[-1, -1], high=[1, 1]), init=path)
+    assert capsys.readouterr().err == ""
+    Training(small(reward_scale=0.5), Toy(high=[2]), init=a_policy(tmp_path / "p.npz", step=0))
+    bounds, step = capsys.readouterr().err.splitlines()
+    assert "other bounds" in bounds and "of step 0" in step
+    arrays, meta = arrays_and_meta(path)
+    for scale in 0.0, -1.0, float("nan"), float("inf"):
+        ddpg.write_npz(path, arrays, **meta | {"reward_scale": scale})
+        with pytest.raises(UsageError, match="reward_scale"):
+            Training(small(), Toy(), init=path)
+
+
 def test_train_files_no_object_under_an_id_that_it_is_unlike(tmp_path, capsys):
     config = small(eval_every=60, eval_episodes=1, total_steps=60)
     for name, env in {
@@ -4496,6 +4586,10 @@ REFUSED = """
     --resume . | not the folder of a run
     --resume= | need a name
     --out= | need a name
+    --init= | need a name
+    --init nowhere | nowhere
+    --init a --resume b | --init
+    --init a --eval b | --init
     --hidden 16384 16384 16384 16384 | gigabytes
 """
 
@@ -4576,6 +4670,41 @@ def test_command_says_what_it_begins_and_numbers_folders_of_its_own(tmp_path, ca
     runs = tmp_path / "runs" / "Pendulum-v1"
     assert {path.name for path in runs.iterdir()} == {f"ddpg-seed0{i}" for i in ("", "-2", "-3")}
     assert load(runs / "ddpg-seed0-2").config.gamma == 0.9
+
+
+def test_command_begins_from_a_policy_with_its_flags(tmp_path, capsys, monkeypatch, whole):
+    monkeypatch.chdir(tmp_path)
+    quick = "--init", str(whole), "--total-steps", "60", "--episodes", "1", "--out"
+    assert ddpg.main([*quick, "a", "--env-kwargs", '{"g": 9.0}', "--gamma", "0.9"]) == 0
+    expected = PENDULUM_RUN.replace(total_steps=60, gamma=0.9, env_kwargs={"g": 9.0})
+    assert load("a").config == expected and f"(from {whole})" in capsys.readouterr().out
+    gym.register("Heavy-v0", PendulumEnv, max_episode_steps=20)
+    assert ddpg.main([*quick, "b", "--env", "Heavy-v0"]) == 0
+    changed = dict(env="Heavy-v0", total_steps=60, max_episode_steps=0, solved_at=None)
+    assert load("b").config == PENDULUM_RUN.replace(**changed)
+    assert json.loads(Path("b", "config.json").read_text())["init"] == str(whole / "best.npz")
+    capsys.readouterr()
+    for flags, words in {
+        ("c",): "which gymnasium does not bring: name it by --env",
+        ("c", "--env", "MountainCarContinuous-v0"): "does not fit: observations 3 -> 2",
+        ("c", "--env", "Heavy-v0", "--hidden", "8", "--algo", "td3"): "hidden (32, 32) -> (8,), ",
+    }.items():
+        start = Path("b") if "--env" not in flags else whole
+        assert ddpg.main(["--init", str(start), "--out", *flags]) == 2
+        assert words in lines_of(capsys)[0] and not Path("c").exists()
+
+
+def test_command_begins_from_a_policy_without_running_what_it_names(tmp_path):
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    for where in "file", "config":
+        policy_file(tmp_path / "p.npz", env="evil:X-v0" if where == "file" else "Pendulum-v1")
+        arrays, meta = arrays_and_meta(tmp_path / "p.npz")
+        meta["config"] |= dict(env="evil:X-v0", total_steps=60, env_kwargs={"g": 9.0})
+        ddpg.write_npz(tmp_path / "p.npz", arrays, **meta)
+        result = command("--init", "p.npz", "--quiet", "--episodes", 1, cwd=tmp_path)
+        assert result.returncode == (2 if where == "file" else 0), result.stderr
+        assert not (tmp_path / "executed").exists()
+    assert load(tmp_path / "runs" / "Pendulum-v1" / "td3-seed0").config.env == "Pendulum-v1"
 
 
 def table_of(*means):
@@ -4931,7 +5060,7 @@ LONG = {
     "module": "x:" + "y" * 5000,
 }
 LONG_FLAGS = (
-    "--eval --resume --out --env --env-kwargs --seed --hidden --algo --device --nope".split()
+    "--eval --resume --out --init --env --env-kwargs --seed --hidden --algo --device --nope".split()
 )
 
 
@@ -5156,7 +5285,7 @@ def test_command_ends_as_it_should_when_the_interpreter_cannot_print(tmp_path, i
 def test_command_takes_a_card_where_it_pays(monkeypatch):
     devices = []
 
-    def seen(config, env, device):
+    def seen(config, env, device, init):
         devices.append(device)
         raise UsageError("seen")
 
@@ -6612,6 +6741,17 @@ def test_viewer_real_window(run):
 def test_learn_pendulum_is_solved():
     run = run_for(Config.preset(seed=3, total_steps=5000))
     assert run.solved and evaluate(run.agent, run.make_eval_env, range(100))[0].mean() >= -160
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_learn_from_a_policy_goes_on_in_another_world(tmp_path, seed):
+    """Gravity is 15 instead of 10: 500 steps suffice, and from nothing 1,000 are far too few."""
+    train("Pendulum-v1", out=tmp_path / "run", seed=seed, total_steps=1500, eval_every=0)
+    changes = dict(env_kwargs={"g": 15.0}, total_steps=500, eval_every=500, solved_at=None)
+    config = load(tmp_path / "run").config.replace(**changes)
+    run, fresh = run_for(config, init=tmp_path / "run"), run_for(config.replace(total_steps=1000))
+    assert run.evaluation["eval_mean"] > -300 > -800 > fresh.evaluation["eval_mean"]
 
 
 @pytest.mark.slow
