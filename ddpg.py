@@ -1635,23 +1635,21 @@ class Training:
 
 def begin_from(policy, agent):
     """Give an agent a loaded policy's networks and scales, or UsageError if they do not fit."""
-
-    def sizes(a, reward_scale):
-        names = "hidden", "layer_norm", "n_critics", "normalize"
-        found = dict(observations=a.obs_dim, actions=len(a.low), reward_scale=reward_scale)
-        return (found | {name: getattr(a.config, name) for name in names}).items()
-
     path, scale = one_line(policy.meta["path"]), policy.reward_scale
-    pairs = zip(sizes(policy, scale), sizes(agent, agent.config.reward_scale or scale))
-    differ = [f"{name} {old} -> {new}" for (name, old), (_, new) in pairs if old != new]
+    pairs = dict(
+        observations=(policy.obs_dim, agent.obs_dim),
+        actions=(len(policy.low), len(agent.low)),
+        reward_scale=(scale, agent.config.reward_scale or scale),
+    )
+    for name in "hidden", "layer_norm", "n_critics", "normalize":
+        pairs[name] = getattr(policy.config, name), getattr(agent.config, name)
+    differ = [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
     if differ:
         raise UsageError(f"{path} does not fit: {', '.join(differ)}")
     with refusing(path, "does not fit"):  # networks of your own
         for name in policy.NETWORKS:
             getattr(agent, name).load_state_dict(getattr(policy, name).state_dict())
-    agent.obs_mean.copy_(policy.obs_mean)
-    agent.obs_std.copy_(policy.obs_std)
-    agent.reward_scale = scale
+    agent.obs_mean, agent.obs_std, agent.reward_scale = policy.obs_mean, policy.obs_std, scale
     if not np.array_equal([policy.low, policy.high], [agent.low, agent.high]):
         warn(f"{path} knows other bounds of actions: what it does is scaled to these")
     if not policy.meta["step"]:
@@ -1659,14 +1657,14 @@ def begin_from(policy, agent):
 
 
 def configure(init=None, **explicit):
-    """The Config of a training: the environment's preset, or, to begin from a policy, the policy's
-    own, without what is for another environment. `explicit` overrides it. Or UsageError."""
+    """The preset of an environment or, to begin from a policy, its Config, but for what is of
+    another environment. explicit: fields that override it. Raises UsageError."""
     if not init:
         return Config.preset(**explicit)
     policy = load(init)
     own = {"env": policy.meta["env"]}
     if "env" not in explicit:
-        env_maker_of(policy)  # which no file may name, but gymnasium's own
+        env_maker_of(policy)  # or UsageError, as a file may name only what gymnasium brings
     elif explicit["env"] != own["env"]:
         solved_at = PRESETS.get(explicit["env"], {}).get("solved_at")
         own = dict(env_kwargs={}, max_episode_steps=0, solved_at=solved_at)
@@ -1948,8 +1946,8 @@ def parse(argv):
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
     mode("--resume", metavar="RUN", help="go on with the run in this folder")
-    mode("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
-    add("--init", metavar="RUN", help="begin from its best policy, or a policy file, and its flags")
+    mode("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED[-2 ..])")
+    add("--init", metavar="RUN", help="begin from this run's best policy, or a policy file")
     add("--episodes", type=int, default=TEST_EPISODES, help="test episodes to run (default 100)")
     devices = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
     devices += ["mps"] * torch.backends.mps.is_available()
@@ -2129,13 +2127,10 @@ def text_curve(table, most=50):
 
 def time_left(config, seconds):
     """As a person says it."""
-    number, unit = f"{seconds:.0f}", "s"
-    if seconds >= 120:
-        number, unit = f"{seconds / 60:.0f}", "min"
-    if seconds >= 7200:
-        number, unit = f"{seconds / 3600:.1f}", "h"
+    text = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.0f} min"
+    text = f"{seconds:.0f} s" if seconds < 120 else text
     may_end = config.stop_when_solved and config.solved_at is not None
-    return f"{'at most' if may_end else 'about'} {number} {unit} left"
+    return f"{'at most' if may_end else 'about'} {text} left"
 
 
 def on_signal(number, frame):
