@@ -1565,7 +1565,7 @@ class Training:
         self.is_best = bool(returns.mean() > self.best)
         self.best = max(self.best, returns.mean())
         seconds = time.perf_counter() - self.started
-        speed = (self.step - self.measured[0]) / (seconds - self.measured[1])
+        speed = (self.step - self.measured[0]) / max(seconds - self.measured[1], 1e-9)
         self.measured = self.step, seconds
         losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
