@@ -1064,7 +1064,7 @@ def check_networks(agent, obs=None, act=None):
 def check_finite(agent):
     """Raise FloatingPointError if it has diverged: learning would stop without a word."""
     held = [(f"parameters of the {name}", flat.data) for name, flat in agent.flat.items()]
-    held += [("scales", agent.obs_mean * agent.obs_scale)]
+    held += [(name, getattr(agent, name)) for name in agent.SCALES]
     for name in "critic_optimizer", "actor_optimizer":
         for state in getattr(agent, name).state_dict().get("state", {}).values():
             held += [(f"{key} of the {name}", value) for key, value in state.items()]
@@ -1207,6 +1207,8 @@ def load(path, device="cpu"):
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
         for name in agent.SCALES if meta["format"] > 1 else ():
             getattr(agent, name).copy_(torch.from_numpy(arrays[name]))
+            if not (getattr(agent, name) > 0).all() and name != "obs_mean":
+                raise ValueError(f"its {name} is not positive")
         check_finite(agent)
     agent.meta = meta | {"path": str(path)}
     return agent
@@ -1475,11 +1477,13 @@ class Training:
     `run.stop = True` ends it where the episode under way ends, and it can be saved.
 
     env: None for config.env, an id, a function that makes one, or a gymnasium.Env, of which
-    evaluation uses copies. agent: Agent, or a class of your own. Raises UsageError for what DDPG
-    cannot control, EnvError for what misbehaves. Call `tune` first.
+    evaluation uses copies. agent: Agent, or a class of your own. init: a policy file, or a run's
+    folder, to begin from: its networks and scales, and its noisy actions instead of random ones.
+    Raises UsageError for what DDPG cannot control, EnvError for what misbehaves. Call `tune` first.
     """
 
-    def __init__(self, config, env=None, device="cpu", agent=Agent):
+    def __init__(self, config, env=None, device="cpu", agent=Agent, init=None):
+        policy = load(init, device) if init else None  # first: environments may change the folder
         if isinstance(env, str):
             config, env = replace(config, env=env), None
         self.env_given = env is not None
@@ -1501,6 +1505,10 @@ class Training:
                 raise
             text = f"networks and {sizes[0]:,} rows (buffer_size) do not fit: {one_line(error)}"
             raise UsageError(text) from None
+        self.init = policy and policy.meta["path"]
+        if policy:
+            begin_from(policy, self.agent)
+            self.buffer.rescale(self.agent)
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
         device = self.agent.device  # of several cards, it must be the one that torch has chosen
@@ -1512,6 +1520,7 @@ class Training:
         self.returns, self.lengths = [], []  # of the latest 10 episodes
         self.best, self.solved = -np.inf, None  # mean of evaluation; step
         self.evaluation, self.is_best = None, False  # of this step: a row of progress.csv
+        self.measured = 0, 0.0  # the step and second since which the next one tells the speed
         self.tables = {"episodes.csv": [], "progress.csv": []}  # lines
         self.saved, self.spoilt = None, False  # the state file that is the latest, see `record`
 
@@ -1554,7 +1563,7 @@ class Training:
             self.start_episode()
         # Act: at random at first, then as the actor says plus noise, annealed linearly
         obs = self.episode.obs
-        if step <= c.learning_starts:
+        if step <= c.learning_starts and not self.init:
             act = self.rng.uniform(-1, 1, len(agent.low))
         else:
             sigma = c.noise_sigma
@@ -1567,7 +1576,7 @@ class Training:
         rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
         self.buffer.add(obs, act, rew, next_obs, terminated, truncated)
         self.step, self.evaluation = step, None
-        if step == c.learning_starts:
+        if step == c.learning_starts and not self.init:
             find_scales(agent, self.buffer)
         # Learn
         if step > self.filled_from + c.learning_starts:
@@ -1625,16 +1634,18 @@ class Training:
         self.is_best = bool(returns.mean() > self.best)
         self.best = max(self.best, returns.mean())
         seconds = time.perf_counter() - self.started
+        speed = (self.step - self.measured[0]) / max(seconds - self.measured[1], 1e-9)
+        self.measured = self.step, seconds
         losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
         losses[2] /= agent.reward_scale.item()  # in the environment's units
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
-        row |= dict(steps_per_s=self.step / seconds, train_return=np.mean(self.returns or np.nan))
+        row |= dict(steps_per_s=speed, train_return=np.mean(self.returns or np.nan))
         row |= {f"eval_{key}": value for key, value in summary(returns, *more).items()}
         row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2])
         self.add_row("progress.csv", row)
         return row
 
-    FIELDS = "step episodes filled_from returns lengths best solved evaluation".split()
+    FIELDS = "init step episodes filled_from returns lengths best solved evaluation".split()
 
     def state(self):
         """All that the rest of the run depends on, between two episodes -> arrays, meta.
@@ -1658,7 +1669,7 @@ class Training:
     def circumstances(self):
         """What config.json says."""
         said = dict(device=str(self.agent.device), threads=torch.get_num_threads())
-        said["precision"] = precision_of_products()
+        said |= dict(precision=precision_of_products(), init=self.init)
         return dict(config=asdict(self.config), versions=VERSIONS) | said
 
     def restore(self, arrays, meta):
@@ -1666,7 +1677,8 @@ class Training:
         vars(self).update({name: meta[name] for name in self.FIELDS})
         counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
         row = self.evaluation
-        shown = [row[f"eval_{name}"] for name in ("mean", "std", "episodes")] if row else []
+        names = "eval_mean", "eval_std", "eval_episodes", "steps_per_s"
+        shown = [row[name] for name in names] if row else []
         shown += [row["eval_success"]] if "eval_success" in (row or {}) else []
         scores = self.best, meta["seconds"], *self.returns, *shown
         if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
@@ -1684,6 +1696,7 @@ class Training:
             torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), self.agent.device)
         self.rng.bit_generator.state = meta["rng"]
         self.started = time.perf_counter() - meta["seconds"]
+        self.measured = self.step, meta["seconds"]
         if "rows" in arrays:
             self.buffer.written = meta["written"]
             self.buffer.rows[: len(self.buffer)] = torch.from_numpy(arrays["rows"])
@@ -1691,16 +1704,69 @@ class Training:
             self.filled_from = self.step
 
 
-def train(config, env=None, out=None, device="cpu", threads=None, agent=Agent):
-    """Train to the end -> the agent of the last step. env, agent: as in Training.
+def begin_from(policy, agent):
+    """Give an agent a loaded policy's networks and scales, or UsageError if they do not fit."""
+    path, given = one_line(policy.meta["path"]), agent.config.reward_scale
+    pairs = dict(
+        observations=(policy.obs_dim, agent.obs_dim),
+        actions=(len(policy.low), len(agent.low)),
+        reward_scale=(scale := float(f"{policy.reward_scale:.6g}"), given or scale),
+    )
+    for name in "hidden", "layer_norm", "n_critics", "normalize":
+        pairs[name] = getattr(policy.config, name), getattr(agent.config, name)
+    differ = [f"{name} {old} -> {new}" for name, (old, new) in pairs.items() if old != new]
+    if differ:
+        raise UsageError(f"{path} does not fit: {', '.join(differ)}")
+    with refusing(path, "does not fit"):  # networks of your own
+        for name in policy.NETWORKS:
+            getattr(agent, name).load_state_dict(getattr(policy, name).state_dict())
+    for name in policy.SCALES:
+        getattr(agent, name).copy_(getattr(policy, name))
+    if not np.array_equal([policy.low, policy.high], [agent.low, agent.high]):
+        warn(f"{path} knows other bounds of actions: what it does is scaled to these")
+    if not policy.meta["step"]:
+        warn(f"{path} is of step 0: its run had learnt nothing yet")
 
-    out: a new folder for tables, policies and state; load(out) is the best policy.
+
+def configure(init=None, **explicit):
+    """The preset of an environment or, to begin from a policy, its Config, but for what is of
+    another environment. explicit: fields that override it. Raises UsageError."""
+    if not init:
+        return Config.preset(**explicit)
+    policy = load(init)
+    own = {"env": policy.meta["env"]}
+    if "env" not in explicit:
+        env_maker_of(policy)  # or UsageError, as a file may name only what gymnasium brings
+    elif explicit["env"] != own["env"]:
+        solved_at = PRESETS.get(explicit["env"], {}).get("solved_at")
+        own = dict(env_kwargs={}, max_episode_steps=0, solved_at=solved_at)
+    return policy.config.replace(**own | explicit)
+
+
+def train(
+    config, env=None, out=None, device="cpu", threads=None, agent=Agent,
+    init=None, verbose=False, **changes
+):  # fmt: skip
+    """Train to the end -> the agent of the last step. env, agent, init: as in Training.
+
+    config: a Config, or the id of an environment, for its preset. changes: to its fields. out: a
+    new folder for tables, policies and state; load(out) is the best policy. verbose: print progress
+    as the command line does, which iterates over watch(record(run, new_folder(out))), too:
+
+        run = Training(Config.preset("Pendulum-v1"))
+        for run in watch(record(run, new_folder("runs/mine"))):
+            ...  # before each step, and at the end
     """
+    if isinstance(config, str):
+        config = configure(init, **{"env": config} | changes)
+    else:
+        config = config.replace(**changes)
     tune(config, threads)
     folder = out and Path(out).absolute()  # an environment may change the working folder
-    run = Training(config, env, device, agent)
-    with closing(record(run, new_folder(folder)) if out else iter(run)) as steps:
-        for _ in steps:
+    run = Training(config, env, device, agent, init)
+    steps = record(run, new_folder(folder)) if out else iter(run)
+    with closing(steps):
+        for _ in watch(steps) if verbose else steps:
             pass
     return run.agent
 
@@ -1952,7 +2018,8 @@ def parse(argv):
     mode = parser.add_mutually_exclusive_group().add_argument
     mode("--eval", metavar="RUN", help="test the best policy of a run's folder, or a policy file")
     mode("--resume", metavar="RUN", help="go on with the run in this folder")
-    mode("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED)")
+    mode("--out", metavar="DIR", help="the run's folder (default runs/ENV/ALGO-seedSEED[-2 ..])")
+    add("--init", metavar="RUN", help="begin from this run's best policy, or a policy file")
     add("--episodes", type=int, default=TEST_EPISODES, help="test episodes to run (default 100)")
     devices = ["auto", "cpu", *["cuda"] * torch.cuda.is_available()]
     devices += ["mps"] * torch.backends.mps.is_available()
@@ -1974,8 +2041,10 @@ def parse(argv):
         add("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=text, **kind)
     options = parser.parse_args(argv)
     options.quiet |= options.json
-    if "" in (options.eval, options.resume, options.out):
-        refuse("--eval, --resume and --out need a name")
+    if "" in (options.eval, options.resume, options.out, options.init):
+        refuse("--eval, --resume, --out and --init need a name")
+    if options.init and (options.eval or options.resume):
+        refuse("--init begins a new training: it goes with neither --eval nor --resume")
     explicit = {f.name: getattr(options, f.name) for f in fields(Config) if f.name in options}
     fixed = explicit.keys() - {"env", "env_kwargs", "max_episode_steps"}
     if options.eval and fixed:
@@ -2008,16 +2077,23 @@ def train_command(options, explicit):
         shown, device = Path(options.resume), None if device == "auto" else device
         machine = dict(device=device, threads=options.threads, precision=options.precision)
         run = resume(shown, **machine, **explicit)
+        basis = f"from step {run.step:,}"
     else:
-        c = Config.preset(**explicit)
+        c = configure(options.init, **explicit)
         tune(c, options.threads, options.precision)
         if device == "auto":  # from where an update takes about 1 ms on a CPU
             large = c.batch_size * max(c.hidden, default=0) ** 2 >= 2**21
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
         name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
-        shown = Path(options.out or name)
-        run = Training(c, None, device)
+        shown, number = Path(options.out or name), 1
+        run = Training(c, None, device, init=options.init)
+        while not options.out and os.path.lexists(here / shown):
+            number += 1
+            shown = Path(f"{name}-{number}")
         new_folder(here / shown)
+        basis = "its preset" if c.env in PRESETS else "no preset: defaults"
+        if options.init:
+            basis = f"from {options.init}"
     if options.no_graphs:
         run.graphs = None
     folder = here / shown  # an environment may have changed the working folder
@@ -2029,8 +2105,11 @@ def train_command(options, explicit):
         if not options.quiet:
             say(text)
 
-    tell(f"{c.algo} on {c.env}, seed {c.seed}, {run.agent.device}, in {shown}")
-    tell("      step  episodes  steps/s  last returns  evaluation")
+    text = f"{c.algo} on {c.env} ({basis}), seed {c.seed}, {run.agent.device}, "
+    text += f"{c.total_steps:,} steps, in {shown}"
+    if not (options.resume or options.out or shown == name):
+        text += f", as {name.name} exists: --resume goes on with it"
+    tell(text)
     if c.total_steps <= c.learning_starts:
         tell(f"nothing is learnt in {c.learning_starts:,} steps: --learning-starts")
     try:
@@ -2048,6 +2127,8 @@ def train_command(options, explicit):
         tell(f"Stopped at step {run.step:,}. To go on:\n  python ddpg.py --resume {named}")
         return 128 + SIGNALS[0]
     seconds = time.perf_counter() - run.started
+    if curve := text_curve(run.tables["progress.csv"]):
+        tell(f"Evaluations: {curve}")
     how = "Done" if run.solved is None else "Solved"
     tell(f"{how} after {run.step:,} steps and {seconds:.1f} s. Testing the best policy ..")
     policy = load(folder)
@@ -2059,28 +2140,71 @@ def train_command(options, explicit):
 
 
 def watch(steps):
-    """Pass steps on, with a line per evaluation and, on terminals, a live one."""
+    """Pass steps on, with a line per evaluation, the time left and, on terminals, a live line."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
-    due = 0.0
+    say("      step  episodes  steps/s  last returns  evaluation")
+    marks, told = deque(), False  # (second, step) of the latest 5 s, evaluations left out
+    due = evaluated = latest = 0.0  # seconds: of the next mark, of all evaluations, of the latest
+    before = time.perf_counter()
     for run in steps:
-        now, row = time.perf_counter(), run.evaluation
-        if not row and (not live or now < due):
-            yield run
-            continue
-        last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
-        speed = run.step / (now - run.started)
-        text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
+        c, row, now = run.config, run.evaluation, time.perf_counter()
         if row:
-            score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes".format(**row)
-            score += success_rate(row.get("eval_success"))
-            say(text + score + ", the best yet" * run.is_best)
-        if live:
-            due, left = now + 0.1, (run.config.total_steps - run.step) / (speed or 1)
-            text += f"< {left:,.0f} s left"
-            width = shutil.get_terminal_size().columns - 1  # it must not wrap
-            say(text[: len(live) + width], end="")
+            latest = now - before
+            evaluated += latest
+        if row or now >= due:
+            due, learning_starts = now + 0.1, run.filled_from + c.learning_starts
+            marks.append((now - evaluated, run.step))
+            while len(marks) > 2 and (
+                marks[0][0] < marks[-1][0] - 5 or marks[0][1] < learning_starts <= run.step
+            ):
+                marks.popleft()
+            seconds, n = marks[-1][0] - marks[0][0], run.step - marks[0][1]
+            speed = row["steps_per_s"] if row else n / (seconds or 1)
+            last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
+            text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
+            if row:
+                score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes"
+                score = score.format(**row) + success_rate(row.get("eval_success"))
+                say(text + score + ", the best yet" * run.is_best)
+            if run.step < learning_starts:
+                text += f"learning starts at {learning_starts:,}"
+            elif seconds >= 1 and n and marks[0][1] >= learning_starts:
+                each = seconds / n + latest / (c.eval_every or np.inf)
+                text += time_left(c, (c.total_steps - run.step) * each)
+                if not live and not told:
+                    say(text)
+                told = True
+            if live:
+                width = shutil.get_terminal_size().columns - 1  # it must not wrap
+                say(text[: len(live) + width], end="")
         yield run
+        before = time.perf_counter()
     say(live, end="")
+
+
+def text_curve(table, most=50):
+    """The evaluations of a progress.csv as a line of text, or "" where there are not two."""
+    levels, blocks = "_.-=+*#@", "▁▂▃▄▅▆▇█"
+    with suppress(AttributeError, TypeError, ValueError):  # not every terminal has them
+        blocks.encode(sys.stdout.encoding)
+        levels = blocks
+    rows = [line.split(",") for line in table]
+    with suppress(ValueError, IndexError):  # which a state may hold
+        column = rows[0].index("eval_mean")
+        means = [mean for row in rows[1:] if math.isfinite(mean := float(row[column]))]
+        bars = [part.mean() for part in np.array_split(means, min(most, len(means)))]
+        low, span = min(bars), np.ptp(bars) or 1.0
+        curve = "".join(levels[round(7 * (bar - low) / span)] for bar in bars)
+        return f"{means[0]:.1f} {curve} {means[-1]:.1f}" if len(means) > 1 else ""
+    return ""
+
+
+def time_left(config, seconds):
+    """As a person says it."""
+    text = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.0f} min"
+    text = f"{seconds:.0f} s" if seconds < 120 else text
+    may_end = config.stop_when_solved and config.solved_at is not None
+    return f"{'at most' if may_end else 'about'} {text} left"
 
 
 def on_signal(number, frame):

@@ -1856,6 +1856,97 @@ def test_train_takes_an_object_a_maker_an_id_or_another_agent():
             Training(config, same)
 
 
+def test_train_by_an_id_takes_its_preset_and_fields_and_prints_only_when_told(monkeypatch, capsys):
+    configs = []
+    init = Training.__init__
+
+    def seen(run, config, *args):
+        configs.append(config)
+        init(run, config, *args)
+
+    monkeypatch.setattr(Training, "__init__", seen)
+    short = SHORT | dict(total_steps=60)
+    train("Pendulum-v1", seed=3, **short)
+    train(small(total_steps=60), Toy, seed=3, algo="ddpg")
+    assert configs[0] == Config.preset("Pendulum-v1", seed=3, **short)
+    assert configs[1] == small(total_steps=60, seed=3, algo="ddpg")
+    assert capsys.readouterr().out == ""
+    train("Pendulum-v1", verbose=True, **SHORT)
+    first, *rows = capsys.readouterr().out.splitlines()
+    assert first.split()[:2] == ["step", "episodes"]
+    rows = [row.split()[0] for row in rows if " over 3 episodes" in row]
+    assert rows == ["0", "88", "176"]
+    with pytest.raises(TypeError, match="sed"):
+        train("Pendulum-v1", sed=3)
+
+
+def a_policy(path, step=7, low=(-1,), high=(1,), **changes):
+    """The file of an agent for Toy as if long trained, with scales that were found."""
+    agent = stir(an_agent(2, low, high, **changes))
+    agent.obs_mean.copy_(torch.tensor([1.0, 0.5]))
+    agent.obs_scale.copy_(torch.tensor([1.0, 0.25]))
+    agent.reward_scale.fill_(0.5)
+    agent.save(path, "Toy", step)
+    return path
+
+
+def test_train_begins_from_a_policy(tmp_path):
+    path, toy = a_policy(tmp_path / "p.npz"), Toy()
+    run, policy = Training(small(total_steps=60, noise_sigma=0.0), toy, init=path), load(path)
+    assert not unlike(numbers(run.agent), numbers(policy)) and len(run.buffer) == 0
+    assert torch.equal(run.agent.flat["critic"].data, run.agent.flat["critic_target"].data)
+    assert not run.agent.critic_optimizer.state["exp_avg"].any() and run.agent.updates == 0
+    for _ in run:
+        pass
+    obs = np.array([clock(t % 10) for t in range(50)], np.float32)
+    assert np.allclose(np.array(toy.received[:50]), policy.act(obs), atol=1e-6)
+    assert run.agent.updates == 10 and unlike(numbers(run.agent), numbers(policy))
+    assert run.agent.obs_mean.tolist() == [1, 0.5] and run.agent.reward_scale == 0.5
+    stored_obs, _, R, next_obs, _ = stored(run, 50)
+    assert np.allclose(stored_obs, (obs - [1, 0.5]) * [1, 0.25], atol=1e-6) and (R == 0.5).all()
+    # A file of format 1 has no scales
+    arrays, meta = arrays_and_meta(path)
+    old = {name: array for name, array in arrays.items() if not name.startswith("obs_")}
+    meta["config"] |= {"obs_scale": [1.0], "reward_scale": 0.1}
+    ddpg.write_npz(tmp_path / "old.npz", old, **meta | {"format": 1})
+    run = run_for(small(total_steps=60), Toy(), init=tmp_path / "old.npz")
+    assert run.agent.obs_scale.tolist() == [1, 1] and run.agent.reward_scale == 0.1
+    assert (run.buffer.rows[:60, 3] == 0.1).all()
+
+
+def test_train_from_a_policy_is_resumed_exactly_and_without_its_file(tmp_path):
+    path, config = a_policy(tmp_path / "p.npz"), TOY_RUN.replace(noise_sigma=0.3)
+    train(config, Toy, out=tmp_path / "whole", init=path)
+    run = Training(config, Toy, init=path)
+    path.unlink()
+    save_each_episode()
+    follow(run, ddpg.new_folder(tmp_path / "parts"), until=15)  # before it learns
+    for until in 60, None:
+        assert go_on(tmp_path / "parts", Toy, until).init == str(path)
+    assert_same(tmp_path / "whole", tmp_path / "parts")
+    said = json.loads((tmp_path / "parts" / "config.json").read_text())
+    assert said["init"] == str(path)
+
+
+def test_train_from_a_policy_that_does_not_fit_is_refused(tmp_path, capsys):
+    path = a_policy(tmp_path / "p.npz")
+    others = dict(hidden=(16, 8), layer_norm=False, n_critics=1, normalize=False, reward_scale=0.1)
+    for name, value in others.items():
+        with pytest.raises(UsageError, match=f"does not fit: {name} .* -> {re.escape(str(value))}"):
+            Training(small(**{name: value}), Toy(), init=path)
+    with pytest.raises(UsageError, match="observations 2 -> 3, actions 1 -> 2"):
+        Training(small(), Toy(obs=lambda t: [t] * 3, low=[-1, -1], high=[1, 1]), init=path)
+    assert capsys.readouterr().err == ""
+    Training(small(reward_scale=0.5), Toy(high=[2]), init=a_policy(tmp_path / "p.npz", step=0))
+    bounds, step = capsys.readouterr().err.splitlines()
+    assert "other bounds" in bounds and "of step 0" in step
+    arrays, meta = arrays_and_meta(path)
+    for scale in 0.0, -1.0, float("nan"), float("inf"):
+        ddpg.write_npz(path, arrays | {"reward_scale": np.float32(scale)}, **meta)
+        with pytest.raises(UsageError, match="reward_scale"):
+            Training(small(), Toy(), init=path)
+
+
 def test_train_files_no_object_under_an_id_that_it_is_unlike(tmp_path, capsys):
     config = small(eval_every=60, eval_episodes=1, total_steps=60)
     for name, env in {
@@ -3228,7 +3319,8 @@ def test_folder_table_of_progress_tells_what_happened():
     assert np.isnan([first[name] for name in unknown]).all()
     assert last["mean_q"] == pytest.approx(run.agent.metrics[2].item() / 0.1) != 0
     assert last["train_return"] == last["eval_mean"] == last["eval_length"] == 10
-    assert last["steps_per_s"] * last["seconds"] == pytest.approx(100)
+    seconds = last["seconds"] - first["seconds"]  # those since the evaluation before
+    assert last["steps_per_s"] * seconds == pytest.approx(100) and first["steps_per_s"] == 0
 
 
 def test_folder_keeps_the_best_policy_also_after_a_resume(tmp_path, monkeypatch):
@@ -4574,7 +4666,7 @@ def junk(folder, good):
     yield archive("wide.npz", config={"hidden": [4_096] * 5}), "arrays"
     yield archive("many.npz", config={"hidden": [1] * 100_000}), "hidden"
     yield archive("critics.npz", config={"n_critics": 100}), "arrays"
-    yield archive("scaled.npz", {"obs_scale": arrays["obs_scale"] * np.inf}), "scales"
+    yield archive("scaled.npz", {"obs_scale": arrays["obs_scale"] * np.inf}), "obs_scale"
     changes = [
         (dict(config={"x": 1}), "'x'"),
         (dict(format=99), "format"),
@@ -4795,6 +4887,10 @@ REFUSED = """
     --resume . | not the folder of a run
     --resume= | need a name
     --out= | need a name
+    --init= | need a name
+    --init nowhere | nowhere
+    --init a --resume b | --init
+    --init a --eval b | --init
     --hidden 16384 16384 16384 16384 | gigabytes
 """
 
@@ -4856,6 +4952,80 @@ def test_command_leaves_a_used_folder_alone(tmp_path):
     result = command(*QUICK, "--out", tmp_path / "file" / "run")
     assert result.returncode == 2 and "cannot be the folder of a new run" in result.stderr
     assert result.stderr.count("\n") <= 3
+
+
+def test_command_says_what_it_begins_and_numbers_folders_of_its_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick = *IN_AN_INSTANT[2:], "--episodes", "1"
+    for flags in [], ["--gamma", "0.9"], ["--algo", "ddpg", "--batch-size", "8"]:
+        assert ddpg.main([*quick, *flags]) == 0
+    assert ddpg.main(["--resume", "runs/Pendulum-v1/ddpg-seed0-2", "--episodes", "1"]) == 0
+    assert ddpg.main([*quick, "--env", "Blind-v0", "--out", "own"]) == 0
+    begun = re.findall(".* steps, in .*", capsys.readouterr().out)
+    told = "ddpg on Pendulum-v1 (its preset), seed 0, cpu, 60 steps, in runs/Pendulum-v1/ddpg-seed0"
+    assert begun[:2] == [told, f"{told}-2, as ddpg-seed0 exists: --resume goes on with it"]
+    assert begun[2].startswith(f"{told}-3, as ddpg-seed0 exists")
+    assert begun[3] == told.replace("its preset", "from step 0") + "-2"
+    told = "td3 on Blind-v0 (no preset: defaults), seed 0, cpu, 60 steps, in own"
+    assert begun[4:] == [told]
+    runs = tmp_path / "runs" / "Pendulum-v1"
+    assert {path.name for path in runs.iterdir()} == {f"ddpg-seed0{i}" for i in ("", "-2", "-3")}
+    assert load(runs / "ddpg-seed0-2").config.gamma == 0.9
+
+
+def test_command_begins_from_a_policy_with_its_flags(tmp_path, capsys, monkeypatch, whole):
+    monkeypatch.chdir(tmp_path)
+    quick = "--init", str(whole), "--total-steps", "60", "--episodes", "1", "--out"
+    assert ddpg.main([*quick, "a", "--env-kwargs", '{"g": 9.0}', "--gamma", "0.9"]) == 0
+    expected = PENDULUM_RUN.replace(total_steps=60, gamma=0.9, env_kwargs={"g": 9.0})
+    assert load("a").config == expected and f"(from {whole})" in capsys.readouterr().out
+    gym.register("Heavy-v0", PendulumEnv, max_episode_steps=20)
+    assert ddpg.main([*quick, "b", "--env", "Heavy-v0"]) == 0
+    changed = dict(env="Heavy-v0", total_steps=60, max_episode_steps=0, solved_at=None)
+    assert load("b").config == PENDULUM_RUN.replace(**changed)
+    assert json.loads(Path("b", "config.json").read_text())["init"] == str(whole / "best.npz")
+    capsys.readouterr()
+    for flags, words in {
+        ("c",): "which gymnasium does not bring: name it by --env",
+        ("c", "--env", "MountainCarContinuous-v0"): "does not fit: observations 3 -> 2",
+        ("c", "--env", "Heavy-v0", "--hidden", "8", "--algo", "td3"): "hidden (32, 32) -> (8,), ",
+    }.items():
+        start = Path("b") if "--env" not in flags else whole
+        assert ddpg.main(["--init", str(start), "--out", *flags]) == 2
+        assert words in lines_of(capsys)[0] and not Path("c").exists()
+
+
+def test_command_begins_from_a_policy_without_running_what_it_names(tmp_path):
+    (tmp_path / "evil.py").write_text("open('executed', 'w')")
+    for where in "file", "config":
+        policy_file(tmp_path / "p.npz", env="evil:X-v0" if where == "file" else "Pendulum-v1")
+        arrays, meta = arrays_and_meta(tmp_path / "p.npz")
+        meta["config"] |= dict(env="evil:X-v0", total_steps=60, env_kwargs={"g": 9.0})
+        ddpg.write_npz(tmp_path / "p.npz", arrays, **meta)
+        result = command("--init", "p.npz", "--quiet", "--episodes", 1, cwd=tmp_path)
+        assert result.returncode == (2 if where == "file" else 0), result.stderr
+        assert not (tmp_path / "executed").exists()
+    assert load(tmp_path / "runs" / "Pendulum-v1" / "td3-seed0").config.env == "Pendulum-v1"
+
+
+def table_of(*means):
+    return ["step,eval_mean,length\n", *(f"{i},{mean},9\n" for i, mean in enumerate(means))]
+
+
+def test_command_draws_the_evaluations_in_a_line(tmp_path, monkeypatch):
+    assert ddpg.text_curve(table_of(-5, -4, "nan", 2, -1.5)) == "-5.0 ▁▂█▅ -1.5"
+    for table in [], table_of(), table_of(1), table_of(1, "nan", "inf"), table_of(1, "x"), ["step"]:
+        assert ddpg.text_curve(table) == ""
+    assert ddpg.text_curve(table_of(3, 3)) == "3.0 ▁▁ 3.0"
+    assert ddpg.text_curve(table_of(*range(1000))).count("█") == 4
+    assert len(ddpg.text_curve(table_of(*range(1000)))) == 50 + len("0.0  999.0")
+    plain = command(*QUICK, "--episodes", 1, "--out", tmp_path / "a").stdout
+    assert re.search("^Evaluations: -[0-9.]+ .{3} -[0-9.]+$", plain, re.MULTILINE), plain
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii", errors="replace"))
+    assert ddpg.text_curve(table_of(-5, -4, 2)) == "-5.0 _.@ 2.0"
+    for stream in None, io.StringIO():
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert ddpg.text_curve(table_of(1, 2)) == "1.0 _@ 2.0"
 
 
 def test_command_needs_the_single_file_alone(tmp_path, interpreter):
@@ -5112,7 +5282,7 @@ def test_command_prints_one_live_line_to_a_terminal(tmp_path):
     assert exit_code(child) == 0
     os.close(master)
     lines = text.decode().split("\r\x1b[K")
-    live = [line for line in lines if "s left" in line]
+    live = [line for line in lines if re.match(" +[0-9]", line) and " over " not in line]
     assert len(live) >= 2 and max(map(len, live)) < 80 and "\n" not in "".join(live), live
     rows = [
         line.split(",") for line in (tmp_path / "run" / "progress.csv").read_text().splitlines()
@@ -5122,6 +5292,44 @@ def test_command_prints_one_live_line_to_a_terminal(tmp_path):
     scores = [f"{score:.1f} ± {spread:.1f} over 3 episodes" for score, spread in found]
     printed = [line for line in lines if "over 3 episodes" in line]
     assert all(score in line for score, line in zip(scores, printed, strict=True)), printed
+
+
+def watched(monkeypatch, capsys, live, seconds_of, **changes):
+    """What `watch` prints of a run, by a clock that goes on by seconds_of(step) at each step."""
+    now, run = [0.0], types.SimpleNamespace(episodes=0, returns=[], filled_from=0, is_best=False)
+    run.config = small(**dict(learning_starts=1000, total_steps=101_000) | changes)
+    score = dict(eval_mean=1.0, eval_std=0.0, eval_episodes=1, steps_per_s=7.0)
+
+    def steps():
+        for run.step in range(2001):
+            evaluates = run.config.eval_every and run.step % run.config.eval_every == 0
+            run.evaluation = score if evaluates else None
+            now[0] += seconds_of(run.step) + 50 * bool(evaluates)
+            yield run
+
+    monkeypatch.setattr(ddpg, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: live, raising=False)
+    for _ in ddpg.watch(steps()):
+        pass
+    return re.split("[\r\n]+", capsys.readouterr().out)
+
+
+def test_command_tells_the_speed_and_the_time_left_of_the_latest_seconds(monkeypatch, capsys):
+    lines = watched(monkeypatch, capsys, True, lambda step: 0.001 if step <= 1000 else 0.05)
+    early, late = [line for line in lines if "starts" in line], [x for x in lines if "left" in x]
+    assert " 1,000  " in early[-1] and "learning starts at 1,000" in early[-1]
+    assert "     20 " in late[0] and "about 83 min left" in late[0]
+    assert int(late[0].split()[1].replace(",", "")) <= 1025  # in the second second of learning
+    slower = watched(monkeypatch, capsys, True, lambda step: 0.001 if step <= 1500 else 5.0)
+    assert "        0 " in slower[-2] and "about 137.5 h left" in slower[-2]
+    lines = watched(monkeypatch, capsys, True, lambda step: 0.05, eval_every=500, solved_at=9.0)
+    assert "at most 4.1 h left" in lines[-2]  # 99,000 steps, 198 evaluations of 50 s
+    assert "      7 " in [line for line in lines if "over 1 episodes" in line][-1]
+
+
+def test_command_tells_the_time_left_once_where_there_is_no_terminal(monkeypatch, capsys):
+    lines = watched(monkeypatch, capsys, False, lambda step: 0.001 if step <= 1000 else 0.05)
+    assert len(lines) == 3 and "about 83 min left" in lines[1]
 
 
 def test_command_help_shows_each_flag_and_the_presets():
@@ -5152,7 +5360,7 @@ LONG = {
     "module": "x:" + "y" * 5000,
 }
 LONG_FLAGS = (
-    "--eval --resume --out --env --env-kwargs --seed --hidden --algo --device --nope".split()
+    "--eval --resume --out --init --env --env-kwargs --seed --hidden --algo --device --nope".split()
 )
 
 
@@ -5377,7 +5585,7 @@ def test_command_ends_as_it_should_when_the_interpreter_cannot_print(tmp_path, i
 def test_command_takes_a_card_where_it_pays(monkeypatch):
     devices = []
 
-    def seen(config, env, device):
+    def seen(config, env, device, init):
         devices.append(device)
         raise UsageError("seen")
 
@@ -6835,6 +7043,17 @@ def test_viewer_real_window(run):
 def test_learn_pendulum_is_solved():
     run = run_for(Config.preset(seed=3, total_steps=5000))
     assert run.solved and evaluate(run.agent, run.make_eval_env, range(100))[0].mean() >= -160
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_learn_from_a_policy_goes_on_in_another_world(tmp_path, seed):
+    """Gravity is 15 instead of 10: 500 steps suffice, and from nothing 1,000 are far too few."""
+    train("Pendulum-v1", out=tmp_path / "run", seed=seed, total_steps=1500, eval_every=0)
+    changes = dict(env_kwargs={"g": 15.0}, total_steps=500, eval_every=500, solved_at=None)
+    config = load(tmp_path / "run").config.replace(**changes)
+    run, fresh = run_for(config, init=tmp_path / "run"), run_for(config.replace(total_steps=1000))
+    assert run.evaluation["eval_mean"] > -300 > -800 > fresh.evaluation["eval_mean"]
 
 
 @pytest.mark.slow
