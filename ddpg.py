@@ -385,7 +385,8 @@ class Adam:
             weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip
         # Or autograd would go back through a graph of the old values without a word
-        torch.autograd.graph.increment_version(self.flat.params)
+        for p in self.flat.params:
+            torch.autograd.graph.increment_version(p)
 
     def state_dict(self):
         return {"state": {0: self.state}, "param_groups": [{"lr": self.lr}]}
@@ -939,6 +940,8 @@ def tune(config, threads=None, precision=None):
     torch.set_num_threads(threads or 1)
     if precision:
         torch.set_float32_matmul_precision(precision)
+    for kind in np.float32, np.float64:
+        np.finfo(kind)  # NumPy before 2.4 measures denormals, and warns if flushed
     if torch.set_flush_denormal(True):  # they make layers many times slower
         denormals = torch.ones(2**20, dtype=torch.int32).view(torch.float32)  # for each thread
         if (1 * denormals).view(torch.int32).any():
@@ -1067,6 +1070,14 @@ def check_finite(agent):
 FORMAT = 2  # of policy files; 1 had no scales
 TEMPORARY = ".unfinished"  # at the end of a name
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
+NEEDED = {"Python": (3, 10), "torch": (2, 4), "gymnasium": (1, 0), "numpy": (1, 21)}
+for (name, least), found in zip(NEEDED.items(), [platform.python_version(), *VERSIONS.values()]):
+    if (*map(int, re.findall(r"\d+", found)[:2]),) < least:
+        text = f"ddpg.py needs {name} {least[0]}.{least[1]} or newer, not {found}"
+        if __name__ == "__main__":
+            say(text, file=sys.stderr)
+            sys.exit(2)
+        raise ImportError(text)
 MACHINE = {"cpu": torch.backends.cpu.get_cpu_capability(), "onednn": onednn_is_faster()}
 MACHINE |= VERSIONS  # what decides the last bits
 
@@ -1261,7 +1272,7 @@ def problems(probe, config, env):
             yield f"{said}, images: wrap it to features"
     if not np.issubdtype(actions.dtype, np.floating):
         yield f"{said}, whole numbers, not continuous"
-    if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
+    if not (actions.high.astype(float) - actions.low < 3.4e38).all():
         yield f"{said}, unbounded"
     if env is None:
         if not f":{config.env}".endswith(f":{probe.spec.id}"):
