@@ -77,26 +77,26 @@ class Config:
     algo: str = flag(None, "ddpg or td3, the default: sets n_critics, policy_delay, target_noise")
     seed: int = flag(0, "seed of everything random", 0, 2**31 - 1)
     total_steps: int = flag(1_000_000, "environment steps to train for", 1, 10**12)
-    learning_starts: int = flag(5_000, "uniformly random steps before learning starts", 1, 10**12)
+    learning_starts: int = flag(1_000, "uniformly random steps before learning starts", 1, 10**12)
     updates_per_step: int = flag(1, "updates per environment step", 0, 1_000)
-    batch_size: int = flag(256, "transitions in an update", 1, 10**6)
+    batch_size: int = flag(128, "transitions in an update", 1, 10**6)
     buffer_size: int = flag(1_000_000, "transitions remembered", 1, 10**9)
     save_replay: bool = flag(True, "keep them in the state, without which resuming is not exact")
     gamma: float = flag(0.99, "discount of the future, per step", 0, 1)
-    n_step: int = flag(1, "rewards summed before the target bootstraps", 1, 1_000)
+    n_step: int = flag(3, "rewards summed before the target bootstraps", 1, 1_000)
     normalize: bool = flag(True, "shift and scale observations, as the random steps suggest")
     reward_scale: float = flag(None, "factor on rewards; default: found, too", 1e-9, 1e9)
-    hidden: tuple[int, ...] = flag((256, 256), "widths of the hidden layers", 1, 16_384)
+    hidden: tuple[int, ...] = flag((128, 128), "widths of the hidden layers", 1, 16_384)
     layer_norm: bool = flag(True, "normalise the critic's hidden layers")
-    actor_lr: float = flag(3e-4, "Adam's learning rate for the actor", 1e-9, 1)
-    critic_lr: float = flag(3e-4, "Adam's learning rate for the critic", 1e-9, 1)
+    actor_lr: float = flag(1e-3, "Adam's learning rate for the actor", 1e-9, 1)
+    critic_lr: float = flag(1e-3, "Adam's learning rate for the critic", 1e-9, 1)
     tau: float = flag(0.005, "share of the target networks replaced at an update", 0, 1)
     n_critics: int = flag(None, "critics whose smallest value is the target (TD3: 2)", 1, 100)
     policy_delay: int = flag(None, "critic updates per actor and target update (TD3: 2)", 1, 1_000)
     target_noise: float = flag(None, "sd of the noise on target actions (TD3: 0.2)", 0, 10)
     target_noise_clip: float = flag(0.5, "bound of that noise", 0, 10)
-    noise_sigma: float = flag(0.1, "scale of exploration noise; actions span [-1, 1]", 0, 10)
-    noise_theta: float = flag(1.0, "1: white noise; below: Ornstein-Uhlenbeck, louder", 1e-6, 1)
+    noise_sigma: float = flag(0.2, "scale of exploration noise; actions span [-1, 1]", 0, 10)
+    noise_theta: float = flag(0.15, "1: white noise; below: Ornstein-Uhlenbeck, louder", 1e-6, 1)
     noise_sigma_end: float = flag(None, "scale after annealing; default: no annealing", 0, 10)
     noise_anneal: float = flag(0.5, "part of total_steps in which it is annealed", 1e-9, 1)
     eval_every: int = flag(5_000, "environment steps between evaluations; 0: never", 0, 10**12)
@@ -138,21 +138,18 @@ class Config:
 # fmt: off
 PRESETS = {
     "Pendulum-v1": dict(
-        algo="ddpg", total_steps=10_000, learning_starts=300, batch_size=128, hidden=(64, 64),
-        layer_norm=False, gamma=0.98, reward_scale=0.1, actor_lr=2e-3, critic_lr=2e-3, tau=0.03,
-        noise_sigma=0.5, noise_theta=0.15, eval_every=500, eval_episodes=20, solved_at=-156.0),
+        algo="ddpg", total_steps=10_000, learning_starts=300, hidden=(64, 64), layer_norm=False,
+        gamma=0.98, normalize=False, reward_scale=0.1, n_step=1, actor_lr=2e-3, critic_lr=2e-3,
+        tau=0.03, noise_sigma=0.5, eval_every=500, eval_episodes=20, solved_at=-156.0),
     "LunarLanderContinuous-v3": dict(
-        algo="td3", total_steps=200_000, learning_starts=3_000, batch_size=128, hidden=(128, 128),
-        n_step=5, reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3,
-        noise_sigma=0.2, noise_theta=0.15, eval_episodes=20, solved_at=250.0),
+        total_steps=200_000, learning_starts=3_000, normalize=False, reward_scale=0.1, n_step=5,
+        eval_episodes=20, solved_at=250.0),
     "MountainCarContinuous-v0": dict(
-        algo="td3", total_steps=20_000, learning_starts=1_000, batch_size=128, hidden=(64, 64),
-        layer_norm=False, reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3,
-        n_step=3, tau=0.01, noise_sigma=0.5, noise_theta=0.15, eval_every=1_000, solved_at=90.0),
+        total_steps=20_000, hidden=(64, 64), layer_norm=False, reward_scale=0.1, tau=0.01,
+        noise_sigma=0.5, eval_every=1_000, solved_at=90.0),
     "BipedalWalker-v3": dict(
-        algo="td3", learning_starts=10_000, batch_size=128, hidden=(128, 128), n_step=3,
-        reward_scale=0.1, actor_lr=1e-3, critic_lr=1e-3, noise_sigma=0.2, noise_sigma_end=0.05,
-        noise_anneal=0.3, eval_every=20_000, solved_at=304.0),
+        learning_starts=10_000, normalize=False, reward_scale=0.1, noise_theta=1.0,
+        noise_sigma_end=0.05, noise_anneal=0.3, eval_every=20_000, solved_at=304.0),
 }
 # fmt: on
 
@@ -384,7 +381,8 @@ class Adam:
             weight_decay=0.0, amsgrad=False, maximize=False,
         )  # fmt: skip
         # Or autograd would go back through a graph of the old values without a word
-        torch.autograd.graph.increment_version(self.flat.params)
+        for p in self.flat.params:
+            torch.autograd.graph.increment_version(p)
 
     def state_dict(self):
         return {"state": {0: self.state}, "param_groups": [{"lr": self.lr}]}
@@ -553,7 +551,7 @@ class Agent:
 def find_scales(agent, buffer):
     """Fix, from the random steps in a buffer, how observations and rewards are shifted and scaled.
 
-    Observations get mean 0 and an sd of 0.05 to 10, rewards a root mean square of 0.03 to 10. What
+    Observations get mean 0 and an sd of 0.2 to 2, rewards a root mean square of 0.03 to 10. What
     is in between keeps its scale, as random steps say little of how far a trained agent gets.
     """
     if not hasattr(buffer, "rescale"):
@@ -566,7 +564,7 @@ def find_scales(agent, buffer):
         sd, mean = torch.std_mean(obs, dim=0)
         size = torch.where(sd > 1e-5, sd, mean.abs().clamp(min=1))  # what has not moved yet may
         agent.obs_mean.copy_(mean)
-        agent.obs_scale.copy_(size.clamp(0.05, 10) / size)
+        agent.obs_scale.copy_(size.clamp(0.2, 2) / size)
     if agent.config.reward_scale is None:
         size = R.square().mean().sqrt() / buffer.n_step
         agent.reward_scale.copy_(torch.where(size > 1e-5, size.clamp(0.03, 10) / size, 1))
@@ -950,6 +948,8 @@ def tune(config, threads=None, precision=None):
     torch.set_num_threads(threads or 1)
     if precision:
         torch.set_float32_matmul_precision(precision)
+    for kind in np.float32, np.float64:
+        np.finfo(kind)  # NumPy before 2.4 measures denormals, and warns if flushed
     if torch.set_flush_denormal(True):  # they make layers many times slower
         denormals = torch.ones(2**20, dtype=torch.int32).view(torch.float32)  # for each thread
         if (1 * denormals).view(torch.int32).any():
@@ -1078,6 +1078,14 @@ def check_finite(agent):
 FORMAT = 2  # of policy files; 1 had no scales
 TEMPORARY = ".unfinished"  # at the end of a name
 VERSIONS = {package.__name__: str(package.__version__) for package in (torch, gym, np)}
+NEEDED = {"Python": (3, 10), "torch": (2, 4), "gymnasium": (1, 0), "numpy": (1, 21)}
+for (name, least), found in zip(NEEDED.items(), [platform.python_version(), *VERSIONS.values()]):
+    if (*map(int, re.findall(r"\d+", found)[:2]),) < least:
+        text = f"ddpg.py needs {name} {least[0]}.{least[1]} or newer, not {found}"
+        if __name__ == "__main__":
+            say(text, file=sys.stderr)
+            sys.exit(2)
+        raise ImportError(text)
 MACHINE = {"cpu": torch.backends.cpu.get_cpu_capability(), "onednn": onednn_is_faster()}
 MACHINE |= VERSIONS  # what decides the last bits
 
@@ -1288,7 +1296,7 @@ def problems(probe, config, env):
     continuous = isinstance(actions, gym.spaces.Box) and actions.dtype.kind == "f"
     if not continuous or 0 in actions.shape:
         yield f"{said}: DDPG needs continuous ones, a Box of floats"
-    if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
+    if not (actions.high.astype(float) - actions.low < 3.4e38).all():
         yield f"{said}, unbounded"
     if env is None:
         if not f":{config.env}".endswith(f":{probe.spec.id}"):

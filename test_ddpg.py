@@ -32,6 +32,7 @@ import json
 import os
 import pickle
 import re
+import runpy
 import select
 import shlex
 import shutil
@@ -567,9 +568,9 @@ def test_scales_bring_observations_into_a_range():
     seen = buffer.rows[:1000, :6]
     assert torch.allclose(agent.obs_mean, torch.tensor(raw.mean(0)).float(), atol=1e-3)
     assert torch.allclose(seen.mean(0), torch.zeros(6), atol=1e-3)
-    assert seen.std(0)[:5].tolist() == pytest.approx([0.707, 10, 0.05, 0.05, 0], rel=0.01)
+    assert seen.std(0)[:5].tolist() == pytest.approx([0.707, 2, 0.2, 0.2, 0], rel=0.01)
     moved = agent.normalize(raw[0] + [0, 0, 0, 0, 300, 1e-3])
-    assert moved[4] == pytest.approx(10, rel=0.01)  # what had not moved: by its size
+    assert moved[4] == pytest.approx(2, rel=0.01)  # what had not moved: by its size
     assert moved[5] == pytest.approx(1e-3, rel=0.01)  # noise is not blown up
     assert torch.equal(agent.normalize(np.float32(raw)), seen)  # acting sees the replay's numbers
 
@@ -4931,6 +4932,39 @@ def test_command_imports_from_the_working_folder_only_for_a_module_that_is_named
         assert ddpg.main(flags) == 2 and sys.path == before
     assert ddpg.main(["--env", "nowhere:Env-v0"]) == 2
     assert sys.path == [*before, str(tmp_path)]  # the last: it shadows no library
+
+
+@pytest.mark.parametrize(
+    "name, found, least",
+    [
+        ("Python", "3.9.18", "3.10"),
+        ("torch", "2.3.1+cu121", "2.4"),
+        ("torch", "1.13.1", "2.4"),
+        ("gymnasium", "0.29.1", "1.0"),
+        ("numpy", "1.20.3", "1.21"),
+        ("torch", "2.4.0+cpu", None),
+        ("torch", "2.13.0a0+git7", None),
+        ("torch", "10.0", None),
+        ("gymnasium", "1.0.0a2", None),
+    ],
+)
+def test_command_says_at_once_what_is_too_old(monkeypatch, capsys, name, found, least):
+    for function in "signal.signal", "os.register_at_fork":  # of this process
+        monkeypatch.setattr(function, lambda *_, **__: None)
+    if name == "Python":
+        monkeypatch.setattr("platform.python_version", lambda: found)
+    else:
+        monkeypatch.setattr(f"{name}.__version__", found)
+    text = f"ddpg.py needs {name} {least} or newer, not {found}"
+    if least is None:
+        runpy.run_path(ddpg.__file__, run_name="ddpg")
+        return
+    with pytest.raises(ImportError, match=f"^{re.escape(text)}$"):
+        runpy.run_path(ddpg.__file__, run_name="ddpg")
+    monkeypatch.setattr(sys, "argv", ["ddpg.py", "--env", "Pendulum-v1"])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(ddpg.__file__, run_name="__main__")
+    assert exit.value.code == 2 and capsys.readouterr() == ("", text + "\n")
 
 
 def test_command_explains_a_missing_box2d(tmp_path, monkeypatch, capsys):

@@ -560,7 +560,8 @@ class Gif:
         picture = pygame.Surface(self.frames[0].size if self.frames else (640, 640 * h // w))
         place = surface.get_rect().fit(picture.get_rect())  # the window's size may change
         picture.blit(pygame.transform.smoothscale(surface, place.size), place)
-        frame = self.image.frombytes("RGB", picture.size, pygame.image.tobytes(picture, "RGB"))
+        pixels = pygame.image.tobytes(picture, "RGB")
+        frame = self.image.frombytes("RGB", picture.get_size(), pixels)
         if not self.frames:
             # One palette for all, so that only what moves takes space: the first colors and others
             self.palette = frame.quantize(128)
