@@ -65,8 +65,24 @@ ALGOS = {  # presets of TD3's switches, each of which can be set alone
     "td3": dict(n_critics=2, policy_delay=2, target_noise=0.2),
 }
 
-
 # fmt: off
+PRESETS = {
+    "Pendulum-v1": dict(
+        algo="ddpg", total_steps=10_000, learning_starts=300, hidden=(64, 64), layer_norm=False,
+        gamma=0.98, normalize=False, reward_scale=0.1, n_step=1, actor_lr=2e-3, critic_lr=2e-3,
+        tau=0.03, noise_sigma=0.5, eval_every=500, eval_episodes=20, solved_at=-156.0),
+    "LunarLanderContinuous-v3": dict(
+        total_steps=200_000, learning_starts=3_000, normalize=False, reward_scale=0.1, n_step=5,
+        eval_episodes=20, solved_at=250.0),
+    "MountainCarContinuous-v0": dict(
+        total_steps=20_000, hidden=(64, 64), layer_norm=False, reward_scale=0.1, tau=0.01,
+        noise_sigma=0.5, eval_every=1_000, solved_at=90.0),
+    "BipedalWalker-v3": dict(
+        learning_starts=10_000, normalize=False, reward_scale=0.1, noise_theta=1.0,
+        noise_sigma_end=0.05, noise_anneal=0.3, eval_every=20_000, solved_at=304.0),
+}
+
+
 @dataclass(frozen=True)
 class Config:
     """Everything that decides a run's result; each field is a flag. Raises UsageError."""
@@ -135,24 +151,6 @@ class Config:
         return cls(**{"env": env, **tuned, **explicit})
 
 
-# fmt: off
-PRESETS = {
-    "Pendulum-v1": dict(
-        algo="ddpg", total_steps=10_000, learning_starts=300, hidden=(64, 64), layer_norm=False,
-        gamma=0.98, normalize=False, reward_scale=0.1, n_step=1, actor_lr=2e-3, critic_lr=2e-3,
-        tau=0.03, noise_sigma=0.5, eval_every=500, eval_episodes=20, solved_at=-156.0),
-    "LunarLanderContinuous-v3": dict(
-        total_steps=200_000, learning_starts=3_000, normalize=False, reward_scale=0.1, n_step=5,
-        eval_episodes=20, solved_at=250.0),
-    "MountainCarContinuous-v0": dict(
-        total_steps=20_000, hidden=(64, 64), layer_norm=False, reward_scale=0.1, tau=0.01,
-        noise_sigma=0.5, eval_every=1_000, solved_at=90.0),
-    "BipedalWalker-v3": dict(
-        learning_starts=10_000, normalize=False, reward_scale=0.1, noise_theta=1.0,
-        noise_sigma_end=0.05, noise_anneal=0.3, eval_every=20_000, solved_at=304.0),
-}
-# fmt: on
-
 # ---- replay ----
 
 
@@ -168,7 +166,7 @@ class ReplayBuffer:
     def __init__(self, capacity, obs_dim, act_dim, n_step=1, gamma=0.99, device="cpu"):
         self.columns = [obs_dim, act_dim, 1, obs_dim, 1]
         self.rows = torch.empty(capacity, sum(self.columns), device=device)  # untouched memory
-        self.units = 0.0, 1.0  # shift and scale of rows
+        self.units = 0.0, 1.0  # shift and scale of rows, see Scales
         self.n_step, self.gamma = n_step, gamma
         self.pending, self.written = deque(), 0  # pending: the last steps, short of n rewards
         self.filled = torch.zeros((), dtype=torch.int64, device=device)  # len(self), for graphs
@@ -196,16 +194,6 @@ class ReplayBuffer:
                 raise FloatingPointError(f"R = {n_step_return:g}, or obs or act, is beyond float32")
             self.rows[self.written % len(self.rows)] = torch.from_numpy(row)
             self.written += 1
-
-    def rescale(self, agent):
-        """Rows, those written too, hold (obs - mean) * scale and scale * R of an agent."""
-        mean, scale, zero = agent.obs_mean, agent.obs_scale, agent.reward_scale.new_zeros(1)
-        act = zero.expand(self.columns[1])
-        new_shift = torch.cat([mean, act, zero, mean, zero])
-        new_scale = torch.cat([scale, act + 1, zero + agent.reward_scale, scale, zero + 1])
-        rows, (old_shift, old_scale) = self.rows[: len(self)], map(zero.new_tensor, self.units)
-        rows.div_(old_scale).add_(old_shift).sub_(new_shift).mul_(new_scale)
-        self.units = new_shift.cpu().numpy(), new_scale.cpu().numpy()
 
     def sample(self, batch_size, generator=None):
         """Draw obs (B, obs), act (B, act), R (B, 1), next_obs (B, obs), discount (B, 1)."""
@@ -357,8 +345,7 @@ class Noise:
 class Adam:
     """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel.
 
-    Any torch.optim optimizer can take its place: their wrapping takes most of a second to import,
-    and longer than a small network's Adam to run.
+    Any torch.optim optimizer can take its place, but importing them takes most of a second.
     """
 
     def __init__(self, flat, lr):
@@ -396,9 +383,8 @@ class Adam:
 class Agent:
     """DDPG and TD3 for observations of `obs_dim` numbers and actions from `low` to `high`, (act,).
 
-    The networks speak [-1, 1]; `to_env` is the one place where actions take on the environment's
-    units. Replay, noise and rewards are the caller's. Raises ValueError for impossible bounds,
-    sizes or networks.
+    The networks speak [-1, 1]; `to_env` and `normalize` translate, each in one place. Replay and
+    noise are the caller's. Raises ValueError for impossible bounds, sizes or networks.
     """
 
     NETWORKS = "actor", "critic", "actor_target", "critic_target"
@@ -519,9 +505,8 @@ class Agent:
     def state_dict(self):
         """All that `update` changes, for exact resumption."""
         state = {name: getattr(self, name).state_dict() for name in self.PARTS}
-        generator = self.generator.get_state()
-        state |= dict(updates=self.updates, metrics=self.metrics, generator=generator)
-        return state | {name: getattr(self, name) for name in self.SCALES}
+        state |= {name: getattr(self, name) for name in ("updates", "metrics", *self.SCALES)}
+        return state | {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state):
         """Go on from what `state_dict` returned."""
@@ -554,12 +539,11 @@ def find_scales(agent, buffer):
     Observations get mean 0 and an sd of 0.2 to 2, rewards a root mean square of 0.03 to 10. What
     is in between keeps its scale, as random steps say little of how far a trained agent gets.
     """
-    if not hasattr(buffer, "rescale"):
-        return warn("a buffer without rescale(): observations and rewards are not scaled")
-    rows = buffer.rows[: len(buffer)].double()
-    obs, _, R, *_ = rows.split(buffer.columns, dim=1)
-    if len(rows) < 100:  # too few to judge by
+    if not hasattr(buffer, "units"):
+        return warn("a buffer without `units`: observations and rewards are not scaled")
+    if len(buffer) < 100:  # too few to judge by
         return
+    obs, _, R, *_ = buffer.rows[: len(buffer)].double().split(buffer.columns, dim=1)
     if agent.config.normalize:
         sd, mean = torch.std_mean(obs, dim=0)
         size = torch.where(sd > 1e-5, sd, mean.abs().clamp(min=1))  # what has not moved yet may
@@ -568,7 +552,18 @@ def find_scales(agent, buffer):
     if agent.config.reward_scale is None:
         size = R.square().mean().sqrt() / buffer.n_step
         agent.reward_scale.copy_(torch.where(size > 1e-5, size.clamp(0.03, 10) / size, 1))
-    buffer.rescale(agent)
+    rescale(buffer, agent)
+
+
+def rescale(buffer, agent):
+    """Let rows, those written too, hold what the networks see."""
+    mean, scale, zero = agent.obs_mean, agent.obs_scale, agent.reward_scale.new_zeros(1)
+    act = zero.expand(buffer.columns[1])
+    new_shift = torch.cat([mean, act, zero, mean, zero])
+    new_scale = torch.cat([scale, act + 1, zero + agent.reward_scale, scale, zero + 1])
+    rows, (old_shift, old_scale) = buffer.rows[: len(buffer)], map(zero.new_tensor, buffer.units)
+    rows.div_(old_scale).add_(old_shift).sub_(new_shift).mul_(new_scale)
+    buffer.units = new_shift.cpu().numpy(), new_scale.cpu().numpy()
 
 
 # ---- speed ----
@@ -1507,7 +1502,7 @@ class Training:
         try:
             self.agent = agent(obs_dim, space.low, space.high, config, device)
             self.buffer = ReplayBuffer(*sizes, config.gamma, device)
-            self.buffer.rescale(self.agent)
+            rescale(self.buffer, self.agent)
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
@@ -1516,7 +1511,7 @@ class Training:
         self.init = policy and policy.meta["path"]
         if policy:
             begin_from(policy, self.agent)
-            self.buffer.rescale(self.agent)
+            rescale(self.buffer, self.agent)
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
         device = self.agent.device  # of several cards, it must be the one that torch has chosen
@@ -1698,7 +1693,7 @@ class Training:
             self.tables[name] = table.splitlines(keepends=True)
         agent = self.agent
         agent.load_state_dict(unpack(meta["agent"], arrays))
-        self.buffer.rescale(agent)
+        rescale(self.buffer, agent)
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
         if self.agent.device.type == "cuda" and "cuda_rng" in arrays:  # not if it was on a CPU
             torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), self.agent.device)

@@ -614,7 +614,7 @@ def test_scales_are_of_all_rows_also_of_steps_that_were_pending(n_step):
     assert agent.obs_mean.min() > 40 and agent.reward_scale < 0.2
     assert torch.allclose(scaled.rows[: len(plain)], wanted, rtol=1e-4, atol=1e-5)
     rows = scaled.rows.clone()
-    scaled.rescale(agent)  # again: nothing changes
+    ddpg.rescale(scaled, agent)  # again: nothing changes
     assert torch.allclose(scaled.rows[: len(plain)], rows[: len(plain)], rtol=1e-4, atol=1e-5)
 
 
@@ -633,7 +633,7 @@ def test_scales_are_fixed_once_and_part_of_state_and_policy(tmp_path):
     train(SCALED_RUN, env, out=tmp_path / "whole")
     policies = [load(tmp_path / "whole" / name) for name in ("best.npz", "last.npz")]
     seen = policies[1].normalize([far(t) for t in range(11)])
-    assert seen.std() < 10 and policies[1].reward_scale == pytest.approx(1e-3, rel=0.01)
+    assert seen.std() < 10 and policies[1].reward_scale == pytest.approx(1e-3, rel=0.1)
     first = load(snapshot(tmp_path / "whole", 0))
     assert first.obs_mean.abs().max() == 0 and first.reward_scale == 1
     for stop in 60, 150:  # before and after they are found
@@ -662,7 +662,7 @@ def test_scales_of_a_file_of_format_1_are_its_configs(tmp_path):
 
 def test_scales_need_a_buffer_that_knows_them(capsys):
     ddpg.find_scales(an_agent(1), [])
-    assert "without rescale()" in capsys.readouterr().err
+    assert "without `units`" in capsys.readouterr().err
 
 
 # ---- networks ----
