@@ -1282,7 +1282,8 @@ def problems(probe, config, env):
     said = f"its actions are {one_line(actions)}"
     continuous = isinstance(actions, gym.spaces.Box) and actions.dtype.kind == "f"
     if not continuous or 0 in actions.shape:
-        yield f"{said}: DDPG needs continuous actions, a Box of floats: wrap it, or take another algorithm"
+        text = "DDPG needs continuous actions, a Box of floats: wrap it, or take another algorithm"
+        yield f"{said}: {text}"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
         yield f"{said}, unbounded"
     if env is None:
