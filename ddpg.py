@@ -2185,19 +2185,16 @@ def watch(steps):
     say(live, end="")
 
 
-def text_curve(table, most=50):
+def text_curve(table):
     """The evaluations of a progress.csv as a line of text, or "" where there are not two."""
-    levels, blocks = "_.-=+*#@", "▁▂▃▄▅▆▇█"
-    with suppress(AttributeError, TypeError, ValueError):  # not every terminal has them
-        blocks.encode(sys.stdout.encoding)
-        levels = blocks
     rows = [line.split(",") for line in table]
-    with suppress(ValueError, IndexError):  # which a state may hold
+    with suppress(ValueError, IndexError, TypeError, AttributeError):  # or in ASCII only
         column = rows[0].index("eval_mean")
-        means = [mean for row in rows[1:] if math.isfinite(mean := float(row[column]))]
-        bars = [part.mean() for part in np.array_split(means, min(most, len(means)))]
-        low, span = min(bars), np.ptp(bars) or 1.0
-        curve = "".join(levels[round(7 * (bar - low) / span)] for bar in bars)
+        means = np.array([float(row[column]) for row in rows[1:]])
+        bars = np.array([part.mean() for part in np.array_split(means, min(50, len(means)))])
+        heights = 7 * (bars - bars.min()) / (np.ptp(bars) or 1)
+        curve = "".join("▁▂▃▄▅▆▇█"[round(height)] for height in heights)
+        curve.encode(sys.stdout.encoding)
         return f"{means[0]:.1f} {curve} {means[-1]:.1f}" if len(means) > 1 else ""
     return ""
 

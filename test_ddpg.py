@@ -5047,8 +5047,8 @@ def table_of(*means):
 
 
 def test_command_draws_the_evaluations_in_a_line(tmp_path, monkeypatch):
-    assert ddpg.text_curve(table_of(-5, -4, "nan", 2, -1.5)) == "-5.0 ▁▂█▅ -1.5"
-    for table in [], table_of(), table_of(1), table_of(1, "nan", "inf"), table_of(1, "x"), ["step"]:
+    assert ddpg.text_curve(table_of(-5, -4, 2, -1.5)) == "-5.0 ▁▂█▅ -1.5"
+    for table in [], table_of(), table_of(1), table_of(1, "x"), ["step"]:
         assert ddpg.text_curve(table) == ""
     assert ddpg.text_curve(table_of(3, 3)) == "3.0 ▁▁ 3.0"
     assert ddpg.text_curve(table_of(*range(1000))).count("█") == 4
@@ -5056,10 +5056,10 @@ def test_command_draws_the_evaluations_in_a_line(tmp_path, monkeypatch):
     plain = command(*QUICK, "--episodes", 1, "--out", tmp_path / "a").stdout
     assert re.search("^Evaluations: -[0-9.]+ .{3} -[0-9.]+$", plain, re.MULTILINE), plain
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "ascii", errors="replace"))
-    assert ddpg.text_curve(table_of(-5, -4, 2)) == "-5.0 _.@ 2.0"
+    assert ddpg.text_curve(table_of(-5, -4, 2)) == ""
     for stream in None, io.StringIO():
         monkeypatch.setattr(sys, "stdout", stream)
-        assert ddpg.text_curve(table_of(1, 2)) == "1.0 _@ 2.0"
+        assert ddpg.text_curve(table_of(1, 2)) == ""
 
 
 def test_command_needs_the_single_file_alone(tmp_path, interpreter):
