@@ -984,9 +984,21 @@ def refusing(name, what, *passing):
     except (KeyboardInterrupt, *passing):
         raise
     except BaseException as error:
-        clear = isinstance(error, ValueError | ArithmeticError)
-        kind = "" if clear else f"{type(error).__name__}: "
-        raise UsageError(f"{one_line(name)} {what}: {kind}{one_line(error)}") from error
+        clear, message = isinstance(error, ValueError | ArithmeticError), one_line(error)
+        said = [] if clear and message else [type(error).__name__]
+        said += [message] if message else []
+        text = f"{one_line(name)} {what}: {': '.join(said)}{place(error, not message)}"
+        raise UsageError(text) from error
+
+
+def place(error, needed):
+    """Where in the user's own files an error arose; if needed, in any."""
+    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
+    installed = __file__, os.path.dirname(os.__file__), str(Path(gym.__file__).parents[1]), "<"
+    own = [frame for frame in frames if not frame.filename.startswith(installed)]
+    for frame in (own or frames * needed)[-1:]:
+        return f" at {os.path.basename(frame.filename)}:{frame.lineno}: {one_line(frame.line)}"
+    return ""
 
 
 def in_json(value):

@@ -2403,6 +2403,26 @@ def test_env_object_that_cannot_be_copied_is_told_what_to_do():
         Training(small(eval_every=10), toy)
 
 
+@pytest.mark.parametrize("line, words", {
+    "assert d": "AssertionError at bad.py:4: assert d",
+    "raise ValueError": "ValueError at bad.py:4: raise ValueError",
+    "d['x'] if d else {}['x']": "KeyError: 'x' at bad.py:4: d['x'] if d else {}['x']",
+    "gym.make('Pendlum-v1')": "Did you mean: `Pendulum`? at bad.py:4: gym.make('Pendlum-v1')",
+    "len(3)": "at bad.py:4: len(3)",
+}.items())  # fmt: skip
+def test_env_that_cannot_be_made_is_told_the_line(tmp_path, monkeypatch, capsys, line, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    code = (
+        f"import gymnasium as gym\nclass Bad(gym.Env):\n  def __init__(self, d=None):\n    {line}\n"
+    )
+    (tmp_path / "bad.py").write_text(code + "gym.register('Bad-v0', Bad, max_episode_steps=10)\n")
+    assert ddpg.main(["--env", "bad:Bad-v0"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ddpg.py: bad:Bad-v0 cannot be made: ") and words in err
+    assert err.count("\n") == 1
+
+
 def test_env_made_to_look_at_is_closed():
     toys = Toys()
     ddpg.env_makers(Config(), toys)
