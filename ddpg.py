@@ -1380,19 +1380,38 @@ class Episode:
         return EnvError(f"{one_line(what)}, {where}")
 
 
-def evaluate(agent, make_env, seeds):
-    """One deterministic episode per seed, each in an environment made anew, or EnvError.
+AT_ONCE = 20  # episodes of an evaluation, as actions for all of them are quicker
 
-    -> returns (N,), lengths (N,), in the order of `seeds`. A signal ends it within a step: Stopped.
+
+def evaluate(agent, env, seeds):
+    """One deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
+
+    env: a function that makes an environment for each episode, some of which are open side by
+    side where that can be; or a gymnasium.Env, for one after another. A function that returns
+    the same one again is taken for that one. Raises EnvError; a signal ends it within a step:
+    Stopped.
     """
-    finished = []
-    for i in range(0, len(seeds), 100):  # side by side
-        episodes = []
+    finished, episodes = [], []
+
+    def make():
+        nonlocal env
+        made = env if isinstance(env, gym.Env) else env()
+        if any(made.unwrapped is e.env.unwrapped for e in episodes):
+            env = made  # which is not ours to close
+            raise ValueError("it is in use")
+        return made
+
+    while len(finished) < len(seeds):
         try:
-            for seed in seeds[i : i + 100]:
+            for seed in seeds[len(finished) :][:AT_ONCE]:
                 if SIGNALS:
                     raise Stopped
-                episodes.append(Episode(make_env, seed))
+                try:
+                    episodes.append(Episode(make, seed))
+                except EnvError:
+                    if not episodes:
+                        raise
+                    break  # perhaps there can be no more: these first
             while running := [e for e in episodes if not e.over]:
                 actions = agent.act(np.stack([e.obs for e in running]))
                 for episode, action in zip(running, actions):
@@ -1401,8 +1420,10 @@ def evaluate(agent, make_env, seeds):
                     episode.step(action)
         finally:
             for episode in episodes:
-                episode.close()
+                if not isinstance(env, gym.Env):
+                    episode.close()
         finished += [(e.ret, e.length) for e in episodes]
+        episodes.clear()
     returns, lengths = zip(*finished)
     return np.array(returns), np.array(lengths)
 

@@ -2423,6 +2423,35 @@ def test_env_that_cannot_be_made_is_told_the_line(tmp_path, monkeypatch, capsys,
     assert err.count("\n") == 1
 
 
+class Port(Toy):
+    """Of which `most` can be open at a time."""
+
+    most = 1
+    used = []
+
+    def __init__(self):
+        if len(Port.used) >= self.most:
+            raise OSError("port busy")
+        Port.used.append(self)
+        super().__init__(length=lambda seed: 3 + seed % 5)
+
+    def step(self, action):
+        assert self in Port.used
+        return super().step(action)
+
+    def close(self):
+        Port.used.remove(self)
+
+    def __deepcopy__(self, memo):
+        return Port()
+
+
+@pytest.fixture
+def port(monkeypatch):
+    monkeypatch.setattr(Port, "used", [])
+    return Port
+
+
 def test_env_made_to_look_at_is_closed():
     toys = Toys()
     ddpg.env_makers(Config(), toys)
@@ -2660,7 +2689,30 @@ def test_evaluate_keeps_the_order_of_different_lengths_and_opens_few_environment
     toys, seeds = Toys(length=lambda seed: 3 + seed % 5), [4, 0, 2, *range(250)]
     returns, lengths = evaluate(an_agent(2), toys, seeds)
     assert lengths.tolist() == [3 + seed % 5 for seed in seeds] == returns.tolist()
-    assert [toy.closed for toy in toys.made] == [1] * 253 and toys.most_open <= 100
+    assert [toy.closed for toy in toys.made] == [1] * 253 and toys.most_open <= 20
+
+
+@pytest.mark.parametrize("wrap", [lambda toy: toy, lambda toy: gym.wrappers.TimeLimit(toy, 99)])
+def test_evaluate_plays_in_turn_in_the_only_environment_and_leaves_it_open(wrap):
+    toy, seeds = Toy(length=lambda seed: 3 + seed % 5, obs=lambda t: [1.0, t]), range(7)
+    agent = stir(an_agent(2))
+    for given in toy, lambda: wrap(toy):
+        toy.seeds, toy.received = [], []
+        returns, lengths = evaluate(agent, given, seeds)
+        assert returns.tolist() == lengths.tolist() == [3, 4, 5, 6, 7, 3, 4]
+        assert toy.seeds == [*seeds] and not toy.closed
+        actions = np.concatenate([agent.act([1.0, t]) for n in lengths for t in range(int(n))])
+        assert np.allclose(np.concatenate(toy.received), actions, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_evaluate_opens_no_more_than_there_can_be(port, monkeypatch, most):
+    monkeypatch.setattr(Port, "most", most)
+    lengths = evaluate(an_agent(2), port, range(8))[1]
+    assert lengths.tolist() == [3, 4, 5, 6, 7, 3, 4, 5] and not port.used
+    port.used.extend("abc")  # by others
+    with pytest.raises(EnvError, match="port busy"):
+        evaluate(an_agent(2), port, range(8))
 
 
 def test_evaluate_does_not_disturb_training():
