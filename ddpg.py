@@ -27,6 +27,7 @@ import functools
 import io
 import json
 import math
+import pickle
 import platform
 import re
 import shlex
@@ -1234,32 +1235,131 @@ class Stopped(Exception):
     """An evaluation was left because of a signal."""
 
 
+ONLY_ONE = "where only one can exist at a time: the object, with eval_every=0"
+
+
 def env_makers(config, env=None):
     """env, as in Training -> functions that make it to train and to evaluate, and its spaces.
 
     Raises UsageError for what does not exist or DDPG cannot control.
     """
     name, limit, own = one_line(config.env), config.max_episode_steps, isinstance(env, gym.Env)
+    if env is None and config.env_kwargs.get("render_mode") == "human":  # before a window opens
+        raise UsageError(f"{name}: {HUMAN}")
+    pristine = None
+
+    def limited(made):
+        return gym.wrappers.TimeLimit(made, limit) if limit else made
 
     def make():
-        kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
-        return gym.make(config.env, limit or None, **kwargs) if env is None else env()
+        if env is None:
+            kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
+            return gym.make(config.env, limit or None, **kwargs)
+        return limited(env if own else env())
 
-    makers = [make, make]
-    hint = ", or copied for evaluation (pass a function that makes it)" * own
-    with refusing(name, f"cannot be made{hint}", UsageError):
-        if own:
-            pristine = copy.deepcopy(env) if config.eval_every else None
-            makers = [lambda: env, lambda: copy.deepcopy(pristine)]
-        if env is not None and limit:
-            makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
-        probe = makers[0]()
+    def make_eval():
+        return make() if pristine is None else limited(copy.deepcopy(pristine))
+
+    def close(made):
+        with refusing(name, "cannot be closed"):
+            made.close()
+
+    with refusing(name, "cannot be made", UsageError):
+        probe = make()
         for problem in problems(probe, config, env):  # the first
             raise UsageError(f"{name}: {problem}")
         spaces = probe.observation_space, probe.action_space
-        if not own:
-            probe.close()
-        return *makers, *spaces
+    beside = bool(config.eval_every)  # evaluations begin within episodes
+    if own and beside:
+        hint = f"pass a function that makes it; {ONLY_ONE}"
+        with refusing(name, f"cannot be copied for evaluation ({hint})"):
+            pristine = copy.deepcopy(env)
+            changed = differences(env, lambda: copy.deepcopy(pristine))
+        if changed:
+            text = f"its copy for evaluation has another {', '.join(changed[:3])}"
+            raise UsageError(f"{name}: {text}: pass a function that makes it as it is now")
+    elif not own:
+        if not beside:
+            close(probe)
+        if beside or env is not None:
+            text = f", beside the first, for evaluation ({ONLY_ONE})" * beside
+            with refusing(name, f"cannot be made again{text}", UsageError):
+                other = make()
+                if other.unwrapped is probe.unwrapped:  # or wrapped anew
+                    text = f"its function must make a new one each time; {ONLY_ONE}"
+                    raise UsageError(f"{name}: {text}")
+            close(other)
+        if beside:
+            close(probe)
+    return make, make_eval, *spaces
+
+
+def differences(env, make):
+    """Names of what differs in an environment and in what make() makes.
+
+    Copies may be made from a constructor's arguments, which know of no changes since. What use or
+    chance changes is left out: it is alike after a reset, or differs among those made, too.
+    """
+    made = make()
+    found = unlike(values_in(env), values_in(made))
+    made.close()
+    for _ in range(5):
+        if not found:
+            break
+        looks = []
+        for steps in 0, 20:
+            made = make()
+            made.reset(seed=1)
+            for _ in range(steps):
+                if any(made.step(made.action_space.sample())[2:4]):
+                    break
+            if steps and made.render_mode:
+                with suppress(Exception):
+                    made.render()
+            made.reset(seed=0)
+            looks.append(values_in(made))
+            made.close()
+        env.reset(seed=0)
+        found &= unlike(values_in(env), looks[0]) - unlike(looks[1], looks[0])
+    return sorted(re.sub(r"^(env\.)+", "", path) for path in found)
+
+
+def unlike(these, those):
+    """Paths of other values; what is in one only may come with use, but for a function."""
+    pairs = [(path, value, those.get(path)) for path, value in these.items()]
+    return {path for path, a, b in pairs if a != b and (b is not None or callable(a))}
+
+
+def values_in(env):
+    """{path: hash or value} of numbers, texts, arrays and functions in an environment."""
+    found, seen, todo = {}, {}, deque([("", env)])
+    while todo and len(found) < 20_000:  # the shallowest
+        path, value = todo.popleft()
+        if isinstance(value, gym.envs.registration.EnvSpec):  # kept where it was asked for
+            continue
+        inside = None if isinstance(value, type | type(sys)) else getattr(value, "__dict__", None)
+        if isinstance(value, list | tuple | deque):
+            inside = dict(enumerate(value))
+        elif isinstance(value, dict):
+            inside = value
+        if isinstance(value, gym.Space | set | frozenset):  # which keep more, or no order
+            found[path] = value
+        elif inside:
+            found[path] = type(value).__name__
+            if id(value) not in seen:
+                seen[id(value)] = value
+                todo += [(f"{path}.{key}".lstrip("."), item) for key, item in inside.items()]
+        else:
+            try:
+                array = value.numpy(force=True) if torch.is_tensor(value) else value
+                found[path] = hash(pickle.dumps(array))
+            except Exception:  # by a renderer or a lambda
+                found[path] = value if callable(value) else type(value).__name__
+    return found
+
+
+HUMAN = 'render_mode "human" would draw each step: watch it by --watch or viewer.py instead'
+KEEPS_STATISTICS = gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward
 
 
 def problems(probe, config, env):
@@ -1275,16 +1375,33 @@ def problems(probe, config, env):
         yield f"{said}, whole numbers, not continuous"
     if not (np.float64(actions.high) - actions.low < np.finfo(np.float32).max).all():
         yield f"{said}, unbounded"
+    if getattr(probe, "render_mode", None) == "human":
+        yield HUMAN
+    wrapper = probe
+    while isinstance(wrapper, gym.Wrapper):
+        if isinstance(wrapper, KEEPS_STATISTICS):
+            text = "has statistics that are in no policy: leave it out, for normalize, reward_scale"
+            yield f"{type(wrapper).__name__} {text}"
+        wrapper = wrapper.env
     if env is None:
         if not f":{config.env}".endswith(f":{probe.spec.id}"):
             yield f"name its version, as in {probe.spec.id}"
         if not probe.spec.max_episode_steps:
             yield "it has no time limit: pass --max-episode-steps"
-    elif not isinstance(env, gym.Env):
-        other = env()
-        if other.unwrapped is probe.unwrapped:  # or wrapped anew
-            yield "its function must make a new one each time"
-        other.close()
+
+
+def name_of(env):
+    """The id of an object that is as gymnasium makes it, else the name of a class or function."""
+    spec = getattr(env, "spec", None)
+    with suppress(Exception):
+        if gymnasiums_own(spec) and spec == gym.registry[spec.id]:  # no arguments, no wrappers
+            if not differences(env, lambda: gym.make(spec.id)):
+                return spec.id
+    return getattr(env, "__name__", type(getattr(env, "unwrapped", env)).__name__)
+
+
+def gymnasiums_own(spec):
+    return spec is not None and str(spec.entry_point).startswith("gymnasium.")
 
 
 def env_maker_of(policy, **changes):
@@ -1295,10 +1412,11 @@ def env_maker_of(policy, **changes):
     """
     path, name = policy.meta["path"], policy.meta["env"]
     spec = gym.registry.get(name)
-    if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
+    if "env" not in changes and not gymnasiums_own(spec):
         text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
         raise UsageError(text)
-    _, make_env, *spaces = env_makers(replace(policy.config, **{"env": name} | changes))
+    changes = {"env": name, "eval_every": 0} | changes  # which needs no second one
+    _, make_env, *spaces = env_makers(replace(policy.config, **changes))
     sizes = [math.prod(space.shape) for space in spaces]
     wanted = [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
@@ -1448,19 +1566,16 @@ class Training:
     `run.stop = True` ends it where the episode under way ends, and it can be saved.
 
     env: None for config.env, an id, a function that makes one, or a gymnasium.Env, of which
-    evaluation uses copies. agent: Agent, or a class of your own. Raises UsageError for what DDPG
-    cannot control, EnvError for what misbehaves. Call `tune` first.
+    evaluation uses copies, as it is now. agent: Agent, or a class of your own. Raises UsageError
+    for what DDPG cannot control, EnvError for what misbehaves. Call `tune` first.
     """
 
     def __init__(self, config, env=None, device="cpu", agent=Agent):
         if isinstance(env, str):
             config, env = replace(config, env=env), None
         self.env_given = env is not None
-        if env is not None:  # an id only without arguments and wrappers
-            spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
-            plain = spec and spec == gym.registry.get(spec.id)
-            name = spec.id if plain else getattr(env, "__name__", type(bare).__name__)
-            config = replace(config, env=name)
+        if env is not None:
+            config = replace(config, env=name_of(env))
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, observations, space = env_makers(config, env)
         obs_dim = math.prod(observations.shape)

@@ -31,6 +31,7 @@ import itertools
 import json
 import os
 import pickle
+import random
 import re
 import select
 import shlex
@@ -1749,12 +1750,107 @@ def test_train_takes_an_object_a_maker_an_id_or_another_agent():
             Training(config, same)
 
 
+def changed(name, change, **kwargs):
+    env = gym.make(name, **kwargs)
+    change(env)
+    return env
+
+
+def make_reward_negative(env):
+    step = env.unwrapped.step
+
+    def other(action):
+        obs, rew, *more = step(action)
+        return obs, -rew, *more
+
+    env.unwrapped.step = other
+
+
+CHANGED_SINCE = {
+    "enable_wind": lambda env: setattr(env.unwrapped, "enable_wind", True),
+    "gravity": lambda env: setattr(env.unwrapped, "gravity", -3.0),
+    "step": make_reward_negative,
+    "wind_power": lambda env: setattr(env.unwrapped, "wind_power", Strength()),
+}
+
+
+class Strength:
+    def __init__(self):
+        self.wind = 3.0
+
+
+@pytest.mark.parametrize("name", CHANGED_SINCE)
+def test_train_evaluates_in_no_copy_that_is_unlike_the_object(name):
+    env = changed(LANDER, CHANGED_SINCE[name])
+    with pytest.raises(UsageError, match=f"has another {name}: pass a function"):
+        Training(small(eval_every=50), env)
+    assert Training(small(), env).config.env == "LunarLander"
+    run = Training(small(eval_every=50), lambda: changed(LANDER, CHANGED_SINCE[name]))
+    assert run.make_eval_env().unwrapped is not run.make_env().unwrapped
+
+
+@pytest.mark.parametrize("change", [
+    lambda model: model.opt.gravity.put(2, -1.0), lambda model: model.body_mass.put(1, 9.0)
+], ids=["gravity", "mass"])  # fmt: skip
+def test_train_evaluates_in_no_copy_of_another_mujoco_model(change):
+    pytest.importorskip("mujoco")
+    assert Training(small(eval_every=50), gym.make("Hopper-v5")).config.env == "Hopper-v5"
+    env = changed("Hopper-v5", lambda env: change(env.unwrapped.model))
+    with pytest.raises(UsageError, match="has another model"):
+        Training(small(eval_every=50), env)
+
+
+def test_train_takes_an_object_that_was_used_before_as_it_was_made():
+    env = gym.make(LANDER, render_mode="rgb_array")
+    for used in env, gym.make(LANDER):
+        for _ in range(2):
+            used.reset()
+            while not any(used.step(used.action_space.sample())[2:4]):
+                pass
+        used.observation_space.sample()
+        str(used.unwrapped.action_space)
+        if used is env:
+            env.render()
+        name = "LunarLander" if used is env else LANDER
+        assert Training(small(eval_every=50), used).config.env == name
+
+
+def test_train_goes_on_in_an_object_that_never_repeats_itself(tmp_path):
+    class Dice(Toy, gym.utils.EzPickle):  # drawing where no seed is heeded
+        def __init__(self):
+            Toy.__init__(self)
+            gym.utils.EzPickle.__init__(self)
+
+        def reset(self, seed=None, options=None):
+            self.coin, self.speed = random.randrange(2), random.random()
+            self.seeds, self.received = [], []  # which copies would lack
+            return super().reset(seed=seed)
+
+        def step(self, action):
+            obs, rew, *more = super().step(action)
+            return obs + np.float32(self.speed), rew + self.coin, *more
+
+    for _ in range(20):
+        dice = Dice()
+        for _ in range(12):
+            dice.reset()
+            dice.step(dice.action_space.sample())
+        ddpg.env_makers(small(eval_every=50), dice)
+    config = small(eval_every=50, eval_episodes=3, total_steps=100)
+    save_each_episode()
+    folder = begin(config, tmp_path / "run", Dice(), until=75)
+    run = go_on(folder, Dice())
+    assert run.step == 100 and 9 <= run.evaluation["eval_mean"] <= 21
+
+
 def test_train_files_no_object_under_an_id_that_it_is_unlike(tmp_path, capsys):
     config = small(eval_every=60, eval_episodes=1, total_steps=60)
     for name, env in {
         "arguments": gym.make("Pendulum-v1", g=1.0),
         "wrapped": gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: -reward),
         "limit": gym.make("Pendulum-v1", max_episode_steps=50),
+        "changed since": changed("Pendulum-v1", lambda env: setattr(env.unwrapped, "g", 1.6)),
+        "limited since": changed("Pendulum-v1", lambda env: setattr(env, "_max_episode_steps", 9)),
     }.items():
         folder = tmp_path / name
         train(config, env, out=folder)
@@ -2403,26 +2499,6 @@ def test_env_object_that_cannot_be_copied_is_told_what_to_do():
         Training(small(eval_every=10), toy)
 
 
-@pytest.mark.parametrize("line, words", {
-    "assert d": "AssertionError at bad.py:4: assert d",
-    "raise ValueError": "ValueError at bad.py:4: raise ValueError",
-    "d['x'] if d else {}['x']": "KeyError: 'x' at bad.py:4: d['x'] if d else {}['x']",
-    "gym.make('Pendlum-v1')": "Did you mean: `Pendulum`? at bad.py:4: gym.make('Pendlum-v1')",
-    "len(3)": "at bad.py:4: len(3)",
-}.items())  # fmt: skip
-def test_env_that_cannot_be_made_is_told_the_line(tmp_path, monkeypatch, capsys, line, words):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "bad", raising=False)
-    code = (
-        f"import gymnasium as gym\nclass Bad(gym.Env):\n  def __init__(self, d=None):\n    {line}\n"
-    )
-    (tmp_path / "bad.py").write_text(code + "gym.register('Bad-v0', Bad, max_episode_steps=10)\n")
-    assert ddpg.main(["--env", "bad:Bad-v0"]) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("ddpg.py: bad:Bad-v0 cannot be made: ") and words in err
-    assert err.count("\n") == 1
-
-
 class Port(Toy):
     """Of which `most` can be open at a time."""
 
@@ -2450,6 +2526,92 @@ class Port(Toy):
 def port(monkeypatch):
     monkeypatch.setattr(Port, "used", [])
     return Port
+
+
+def test_env_that_exists_only_once_trains_without_evaluations(port, tmp_path):
+    config = small(total_steps=60, eval_every=20)
+    gym.register("Port-v0", port, max_episode_steps=10)
+    for kind, error in {
+        None: "Port-v0 cannot be made again, beside the first, .*eval_every=0.*OSError: port busy",
+        port: "Port cannot be made again, beside the first, .*eval_every=0.*OSError: port busy",
+        port(): "Port cannot be copied for evaluation .*eval_every=0.*OSError: port busy",
+    }.items():
+        if not isinstance(kind, Port):
+            port.used.clear()
+        with pytest.raises(UsageError, match=error):
+            Training(config.replace(env="Port-v0"), kind)
+    run = run_for(config.replace(eval_every=0), only := port.used[0])
+    assert run.step == 60 and port.used == [only]
+    port.used.clear()
+    for kind in None, port:
+        run = run_for(config.replace(env="Port-v0", eval_every=0), kind)
+        assert run.step == 60 and not port.used
+        assert evaluate(run.agent, run.make_eval_env, range(5))[1].tolist() == [3, 4, 5, 6, 7]
+
+
+def test_env_that_cannot_be_closed_is_named_so(monkeypatch):
+    monkeypatch.setattr(Toy, "close", lambda toy: 1 / 0)
+    for every in 0, 50:
+        with pytest.raises(UsageError, match="Toy cannot be closed: .*division by zero"):
+            Training(small(eval_every=every), Toy)
+
+
+@pytest.mark.parametrize("wrapper", ["NormalizeObservation", "NormalizeReward"])
+def test_env_with_statistics_of_its_own_is_refused_by_name(wrapper):
+    def make():
+        return gym.wrappers.RescaleAction(getattr(gym.wrappers, wrapper)(Toy()), -1, 1)
+
+    gym.register("Normalised-v0", make, max_episode_steps=10)
+    for env in make, make(), "Normalised-v0":
+        with pytest.raises(UsageError, match=f"{wrapper} .*normalize"):
+            Training(small(), env)
+
+
+def test_env_that_draws_each_step_is_refused_before_it_opens_a_window(tmp_path, capsys):
+    made = []
+
+    class Draws(Toy):
+        metadata = {"render_modes": ["human"]}
+
+        def __init__(self, render_mode=None):
+            super().__init__()
+            self.render_mode = render_mode
+            made.append(render_mode)
+
+    gym.register("Draws-v0", Draws, max_episode_steps=10)
+    for env in (
+        Draws("human"),
+        partial(Draws, "human"),
+        partial(gym.make, "Draws-v0", None, render_mode="human"),
+    ):
+        with pytest.raises(UsageError, match="--watch"):
+            Training(small(), env)
+    made.clear()
+    human = ["--env-kwargs", '{"render_mode": "human"}']
+    train(small(env=PENDULUM, total_steps=60), out=tmp_path / "run")
+    for flags in ["--env", "Draws-v0", *human], ["--eval", str(tmp_path / "run"), *human]:
+        assert ddpg.main(flags) == 2 and "--watch" in capsys.readouterr().err
+    assert made == []
+
+
+@pytest.mark.parametrize("line, words", {
+    "assert d": "AssertionError at bad.py:4: assert d",
+    "raise ValueError": "ValueError at bad.py:4: raise ValueError",
+    "d['x'] if d else {}['x']": "KeyError: 'x' at bad.py:4: d['x'] if d else {}['x']",
+    "gym.make('Pendlum-v1')": "Did you mean: `Pendulum`? at bad.py:4: gym.make('Pendlum-v1')",
+    "len(3)": "at bad.py:4: len(3)",
+}.items())  # fmt: skip
+def test_env_that_cannot_be_made_is_told_the_line(tmp_path, monkeypatch, capsys, line, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    code = (
+        f"import gymnasium as gym\nclass Bad(gym.Env):\n  def __init__(self, d=None):\n    {line}\n"
+    )
+    (tmp_path / "bad.py").write_text(code + "gym.register('Bad-v0', Bad, max_episode_steps=10)\n")
+    assert ddpg.main(["--env", "bad:Bad-v0"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ddpg.py: bad:Bad-v0 cannot be made: ") and words in err
+    assert err.count("\n") == 1
 
 
 def test_env_made_to_look_at_is_closed():
