@@ -27,6 +27,7 @@ import functools
 import io
 import json
 import math
+import pickle
 import platform
 import re
 import shlex
@@ -990,9 +991,21 @@ def refusing(name, what, *passing):
     except (KeyboardInterrupt, *passing):
         raise
     except BaseException as error:
-        clear = isinstance(error, ValueError | ArithmeticError)
-        kind = "" if clear else f"{type(error).__name__}: "
-        raise UsageError(f"{one_line(name)} {what}: {kind}{one_line(error)}") from error
+        clear, message = isinstance(error, ValueError | ArithmeticError), one_line(error)
+        said = [] if clear and message else [type(error).__name__]
+        said += [message] if message else []
+        text = f"{one_line(name)} {what}: {': '.join(said)}{place(error, not message)}"
+        raise UsageError(text) from error
+
+
+def place(error, needed):
+    """Where in the user's own files an error arose; if needed, in any."""
+    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
+    installed = __file__, os.path.dirname(os.__file__), str(Path(gym.__file__).parents[1]), "<"
+    own = [frame for frame in frames if not frame.filename.startswith(installed)]
+    for frame in (own or frames * needed)[-1:]:
+        return f" at {os.path.basename(frame.filename)}:{frame.lineno}: {one_line(frame.line)}"
+    return ""
 
 
 def in_json(value):
@@ -1235,37 +1248,123 @@ class Stopped(Exception):
     """An evaluation was left because of a signal."""
 
 
+ONLY_ONE = "where only one can exist at a time: the object, with eval_every=0"
+
+
 def env_makers(config, env=None):
     """env, as in Training -> functions that make it to train and to evaluate, and its spaces.
 
     Raises UsageError for what does not exist or DDPG cannot control.
     """
     name, limit, own = one_line(config.env), config.max_episode_steps, isinstance(env, gym.Env)
+    if env is None and config.env_kwargs.get("render_mode") == "human":  # before a window opens
+        raise UsageError(f"{name}: {HUMAN}")
+    pristine = None
+
+    def limited(made):
+        return gym.wrappers.TimeLimit(made, limit) if limit else made
 
     def make():
         if env is None:
             kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
             return gym.make(config.env, limit or None, **kwargs)
-        made = env if isinstance(env, gym.vector.VectorEnv) else env()
+        made = env if own or isinstance(env, gym.vector.VectorEnv) else env()
         if isinstance(made, gym.vector.VectorEnv):
             raise UsageError(f"{name} is a vector of environments: pass one of them")
-        return made
+        return limited(made)
 
-    makers = [make, make]
-    hint = ", or copied for evaluation (pass a function that makes it)" * own
-    with refusing(name, f"cannot be made{hint}", UsageError):
-        if own:
-            pristine = copy.deepcopy(env) if config.eval_every else None
-            makers = [lambda: env, lambda: copy.deepcopy(pristine)]
-        if env is not None and limit:
-            makers = [lambda make=make: gym.wrappers.TimeLimit(make(), limit) for make in makers]
-        probe = makers[0]()
+    def make_eval():
+        return make() if pristine is None else limited(copy.deepcopy(pristine))
+
+    def close(made):
+        with refusing(name, "cannot be closed"):
+            made.close()
+
+    with refusing(name, "cannot be made", UsageError):
+        probe = make()
         for problem in problems(probe, config, env):  # the first
             raise UsageError(f"{name}: {problem}")
         spaces = probe.observation_space, probe.action_space
-        if not own:
-            probe.close()
-        return *makers, *spaces
+    beside = bool(config.eval_every)  # evaluations begin within episodes
+    if own and beside:
+        hint = f"pass a function that makes it; {ONLY_ONE}"
+        with refusing(name, f"cannot be copied for evaluation ({hint})"):
+            pristine = copy.deepcopy(env)
+            changed = differences(env, lambda: copy.deepcopy(pristine))
+        if changed:
+            text = f"its copy for evaluation has another {', '.join(changed[:3])}"
+            raise UsageError(f"{name}: {text}: pass a function that makes it as it is now")
+    elif not own:
+        if not beside:
+            close(probe)
+        if beside or env is not None:
+            text = f", beside the first, for evaluation ({ONLY_ONE})" * beside
+            with refusing(name, f"cannot be made again{text}", UsageError):
+                other = make()
+                if other.unwrapped is probe.unwrapped:  # or wrapped anew
+                    text = f"its function must make a new one each time; {ONLY_ONE}"
+                    raise UsageError(f"{name}: {text}")
+            close(other)
+        if beside:
+            close(probe)
+    return make, make_eval, *spaces
+
+
+def differences(env, make):
+    """Names of the attributes that an environment has otherwise than what make() makes.
+
+    Copies may be made from a constructor's arguments, which know of no changes since. What use or
+    chance changes is left out: it is alike after a reset, or differs among those made, too.
+    """
+    made = make()
+    found = unlike(values_in(env), values_in(made))
+    made.close()
+    for _ in range(5 if found else 0):
+        looks = []
+        for steps in 0, 20:
+            made = make()
+            made.reset(seed=1)
+            for _ in range(steps):
+                if any(made.step(made.action_space.sample())[2:4]):
+                    break
+            if steps and made.render_mode:
+                with suppress(Exception):
+                    made.render()
+            made.reset(seed=0)
+            looks.append(values_in(made))
+            made.close()
+        env.reset(seed=0)
+        found &= unlike(values_in(env), looks[0]) - unlike(looks[1], looks[0])
+    return sorted(found)
+
+
+def unlike(these, those):
+    """Names of other values; what only `these` have may come with use, but for a function."""
+    pairs = [(name, value, those.get(name)) for name, value in these.items()]
+    return {name for name, a, b in pairs if a != b and (b is not None or a == "function")}
+
+
+def values_in(env):
+    """{attribute: value} of an environment and its wrappers, pickled to be compared."""
+    found = {}
+    while env is not None:
+        inner = None
+        for name, value in vars(env).items():
+            if isinstance(value, gym.Env):
+                inner = value
+            elif isinstance(value, gym.Space):  # which remembers what was drawn
+                found[name] = value
+            elif not isinstance(value, gym.envs.registration.EnvSpec):  # kept where asked for
+                try:
+                    found[name] = pickle.dumps(value)
+                except Exception:
+                    found[name] = "function" if callable(value) else type(value).__name__
+        env = inner
+    return found
+
+
+HUMAN = 'render_mode "human" would draw each step: watch it by --watch or viewer.py instead'
+KEEPS_STATISTICS = gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward
 
 
 def parts_of(space, name="observation"):
@@ -1293,16 +1392,33 @@ def problems(probe, config, env):
         yield f"{said}: DDPG needs continuous ones, a Box of floats"
     if not (actions.high.astype(float) - actions.low < 3.4e38).all():
         yield f"{said}, unbounded"
+    if getattr(probe, "render_mode", None) == "human":
+        yield HUMAN
+    wrapper = probe
+    while isinstance(wrapper, gym.Wrapper):
+        if isinstance(wrapper, KEEPS_STATISTICS):
+            text = "has statistics that are in no policy: leave it out, for normalize, reward_scale"
+            yield f"{type(wrapper).__name__} {text}"
+        wrapper = wrapper.env
     if env is None:
         if not f":{config.env}".endswith(f":{probe.spec.id}"):
             yield f"name its version, as in {probe.spec.id}"
         if not probe.spec.max_episode_steps:
             yield "it has no time limit: pass --max-episode-steps"
-    elif not isinstance(env, gym.Env):
-        other = env()
-        if other.unwrapped is probe.unwrapped:  # or wrapped anew
-            yield "its function must make a new one each time"
-        other.close()
+
+
+def name_of(env):
+    """The id of an object that is as gymnasium makes it, else the name of a class or function."""
+    spec = getattr(env, "spec", None)
+    with suppress(Exception):
+        if gymnasiums_own(spec) and spec == gym.registry[spec.id]:  # no arguments, no wrappers
+            if not differences(env, lambda: gym.make(spec.id)):
+                return spec.id
+    return getattr(env, "__name__", type(getattr(env, "unwrapped", env)).__name__)
+
+
+def gymnasiums_own(spec):
+    return spec is not None and str(spec.entry_point).startswith("gymnasium.")
 
 
 def env_maker_of(policy, **changes):
@@ -1313,10 +1429,11 @@ def env_maker_of(policy, **changes):
     """
     path, name = policy.meta["path"], policy.meta["env"]
     spec = gym.registry.get(name)
-    if "env" not in changes and not (spec and str(spec.entry_point).startswith("gymnasium.")):
+    if "env" not in changes and not gymnasiums_own(spec):
         text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
         raise UsageError(text)
-    _, make_env, *spaces = env_makers(replace(policy.config, **{"env": name} | changes))
+    changes = {"env": name, "eval_every": 0} | changes  # which needs no second one
+    _, make_env, *spaces = env_makers(replace(policy.config, **changes))
     sizes = [gym.spaces.flatdim(space) for space in spaces]
     wanted = [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
@@ -1419,24 +1536,43 @@ class Episode:
         return EnvError(f"{one_line(what)}, {where}")
 
 
-def evaluate(agent, make_env, seeds):
-    """One deterministic episode per seed, each in an environment made anew, or EnvError.
+AT_ONCE = 20  # episodes of an evaluation, as actions for all of them are quicker
 
-    -> returns (N,), lengths (N,), in the order of `seeds`. A signal ends it within a step: Stopped.
+
+def evaluate(agent, env, seeds):
+    """One deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
+
+    env: a function that makes an environment for each episode, some of which are open side by
+    side where that can be; or a gymnasium.Env, for one after another. A function that returns
+    the same one again is taken for that one. Raises EnvError; a signal ends it within a step:
+    Stopped.
     """
-    return play(agent, make_env, seeds)[:2]
+    return play(agent, env, seeds)[:2]
 
 
-def play(agent, make_env, seeds):
+def play(agent, env, seeds):
     """What `evaluate` returns, and (N,) whether the last step was a success; None: not said."""
-    finished = []
-    for i in range(0, len(seeds), 100):  # side by side
-        episodes = []
+    finished, episodes = [], []
+
+    def make():
+        nonlocal env
+        made = env if isinstance(env, gym.Env) else env()
+        if any(made.unwrapped is e.env.unwrapped for e in episodes):
+            env = made  # which is not ours to close
+            raise ValueError("it is in use")
+        return made
+
+    while len(finished) < len(seeds):
         try:
-            for seed in seeds[i : i + 100]:
+            for seed in seeds[len(finished) :][:AT_ONCE]:
                 if SIGNALS:
                     raise Stopped
-                episodes.append(Episode(make_env, seed))
+                try:
+                    episodes.append(Episode(make, seed))
+                except EnvError:
+                    if not episodes:
+                        raise
+                    break  # perhaps there can be no more: these first
             while running := [e for e in episodes if not e.over]:
                 actions = agent.act(np.stack([e.obs for e in running]))
                 for episode, action in zip(running, actions):
@@ -1445,8 +1581,10 @@ def play(agent, make_env, seeds):
                     episode.step(action)
         finally:
             for episode in episodes:
-                episode.close()
+                if not isinstance(env, gym.Env):
+                    episode.close()
         finished += [(e.ret, e.length, e.success) for e in episodes]
+        episodes.clear()
     returns, lengths, successes = zip(*finished)
     return np.array(returns), np.array(lengths), successes
 
@@ -1490,11 +1628,8 @@ class Training:
         if isinstance(env, str):
             config, env = replace(config, env=env), None
         self.env_given = env is not None
-        if env is not None:  # an id only without arguments and wrappers
-            spec, bare = getattr(env, "spec", None), getattr(env, "unwrapped", env)
-            plain = spec and spec == gym.registry.get(spec.id)
-            name = spec.id if plain else getattr(env, "__name__", type(bare).__name__)
-            config = replace(config, env=name)
+        if env is not None:
+            config = replace(config, env=name_of(env))
         self.config, self.own_env = config, isinstance(env, gym.Env)
         self.make_env, self.make_eval_env, observations, space = env_makers(config, env)
         obs_dim = gym.spaces.flatdim(observations)

@@ -31,6 +31,7 @@ import itertools
 import json
 import os
 import pickle
+import random
 import re
 import runpy
 import select
@@ -96,6 +97,7 @@ ROOT = Path(__file__).resolve().parent
 
 NETWORKS = "actor", "critic", "actor_target", "critic_target"
 SMALL = dict(hidden=(16, 16), batch_size=16, learning_starts=50, eval_every=0)
+SMALL |= dict(n_step=1, noise_theta=1.0, actor_lr=3e-4, critic_lr=3e-4)
 
 
 def small(**changes):
@@ -1948,12 +1950,107 @@ def test_train_from_a_policy_that_does_not_fit_is_refused(tmp_path, capsys):
             Training(small(), Toy(), init=path)
 
 
+def changed(name, change, **kwargs):
+    env = gym.make(name, **kwargs)
+    change(env)
+    return env
+
+
+def make_reward_negative(env):
+    step = env.unwrapped.step
+
+    def other(action):
+        obs, rew, *more = step(action)
+        return obs, -rew, *more
+
+    env.unwrapped.step = other
+
+
+CHANGED_SINCE = {
+    "enable_wind": lambda env: setattr(env.unwrapped, "enable_wind", True),
+    "gravity": lambda env: setattr(env.unwrapped, "gravity", -3.0),
+    "step": make_reward_negative,
+    "wind_power": lambda env: setattr(env.unwrapped, "wind_power", Strength()),
+}
+
+
+class Strength:
+    def __init__(self):
+        self.wind = 3.0
+
+
+@pytest.mark.parametrize("name", CHANGED_SINCE)
+def test_train_evaluates_in_no_copy_that_is_unlike_the_object(name):
+    env = changed(LANDER, CHANGED_SINCE[name])
+    with pytest.raises(UsageError, match=f"has another {name}: pass a function"):
+        Training(small(eval_every=50), env)
+    assert Training(small(), env).config.env == "LunarLander"
+    run = Training(small(eval_every=50), lambda: changed(LANDER, CHANGED_SINCE[name]))
+    assert run.make_eval_env().unwrapped is not run.make_env().unwrapped
+
+
+@pytest.mark.parametrize("change", [
+    lambda model: model.opt.gravity.put(2, -1.0), lambda model: model.body_mass.put(1, 9.0)
+], ids=["gravity", "mass"])  # fmt: skip
+def test_train_evaluates_in_no_copy_of_another_mujoco_model(change):
+    pytest.importorskip("mujoco")
+    assert Training(small(eval_every=50), gym.make("Hopper-v5")).config.env == "Hopper-v5"
+    env = changed("Hopper-v5", lambda env: change(env.unwrapped.model))
+    with pytest.raises(UsageError, match="has another model"):
+        Training(small(eval_every=50), env)
+
+
+def test_train_takes_an_object_that_was_used_before_as_it_was_made():
+    env = gym.make(LANDER, render_mode="rgb_array")
+    for used in env, gym.make(LANDER):
+        for _ in range(2):
+            used.reset()
+            while not any(used.step(used.action_space.sample())[2:4]):
+                pass
+        used.observation_space.sample()
+        str(used.unwrapped.action_space)
+        if used is env:
+            env.render()
+        name = "LunarLander" if used is env else LANDER
+        assert Training(small(eval_every=50), used).config.env == name
+
+
+def test_train_goes_on_in_an_object_that_never_repeats_itself(tmp_path):
+    class Dice(Toy, gym.utils.EzPickle):  # drawing where no seed is heeded
+        def __init__(self):
+            Toy.__init__(self)
+            gym.utils.EzPickle.__init__(self)
+
+        def reset(self, seed=None, options=None):
+            self.coin, self.speed = random.randrange(2), random.random()
+            self.seeds, self.received = [], []  # which copies would lack
+            return super().reset(seed=seed)
+
+        def step(self, action):
+            obs, rew, *more = super().step(action)
+            return obs + np.float32(self.speed), rew + self.coin, *more
+
+    for _ in range(20):
+        dice = Dice()
+        for _ in range(12):
+            dice.reset()
+            dice.step(dice.action_space.sample())
+        ddpg.env_makers(small(eval_every=50), dice)
+    config = small(eval_every=50, eval_episodes=3, total_steps=100)
+    save_each_episode()
+    folder = begin(config, tmp_path / "run", Dice(), until=75)
+    run = go_on(folder, Dice())
+    assert run.step == 100 and 9 <= run.evaluation["eval_mean"] <= 21
+
+
 def test_train_files_no_object_under_an_id_that_it_is_unlike(tmp_path, capsys):
     config = small(eval_every=60, eval_episodes=1, total_steps=60)
     for name, env in {
         "arguments": gym.make("Pendulum-v1", g=1.0),
         "wrapped": gym.wrappers.TransformReward(gym.make("Pendulum-v1"), lambda reward: -reward),
         "limit": gym.make("Pendulum-v1", max_episode_steps=50),
+        "changed since": changed("Pendulum-v1", lambda env: setattr(env.unwrapped, "g", 1.6)),
+        "limited since": changed("Pendulum-v1", lambda env: setattr(env, "_max_episode_steps", 9)),
     }.items():
         folder = tmp_path / name
         train(config, env, out=folder)
@@ -2714,6 +2811,121 @@ def test_env_object_that_cannot_be_copied_is_told_what_to_do():
         Training(small(eval_every=10), toy)
 
 
+class Port(Toy):
+    """Of which `most` can be open at a time."""
+
+    most = 1
+    used = []
+
+    def __init__(self):
+        if len(Port.used) >= self.most:
+            raise OSError("port busy")
+        Port.used.append(self)
+        super().__init__(length=lambda seed: 3 + seed % 5)
+
+    def step(self, action):
+        assert self in Port.used
+        return super().step(action)
+
+    def close(self):
+        Port.used.remove(self)
+
+    def __deepcopy__(self, memo):
+        return Port()
+
+
+@pytest.fixture
+def port(monkeypatch):
+    monkeypatch.setattr(Port, "used", [])
+    return Port
+
+
+def test_env_that_exists_only_once_trains_without_evaluations(port, tmp_path):
+    config = small(total_steps=60, eval_every=20)
+    gym.register("Port-v0", port, max_episode_steps=10)
+    for kind, error in {
+        None: "Port-v0 cannot be made again, beside the first, .*eval_every=0.*OSError: port busy",
+        port: "Port cannot be made again, beside the first, .*eval_every=0.*OSError: port busy",
+        port(): "Port cannot be copied for evaluation .*eval_every=0.*OSError: port busy",
+    }.items():
+        if not isinstance(kind, Port):
+            port.used.clear()
+        with pytest.raises(UsageError, match=error):
+            Training(config.replace(env="Port-v0"), kind)
+    run = run_for(config.replace(eval_every=0), only := port.used[0])
+    assert run.step == 60 and port.used == [only]
+    port.used.clear()
+    for kind in None, port:
+        run = run_for(config.replace(env="Port-v0", eval_every=0), kind)
+        assert run.step == 60 and not port.used
+        assert evaluate(run.agent, run.make_eval_env, range(5))[1].tolist() == [3, 4, 5, 6, 7]
+
+
+def test_env_that_cannot_be_closed_is_named_so(monkeypatch):
+    monkeypatch.setattr(Toy, "close", lambda toy: 1 / 0)
+    for every in 0, 50:
+        with pytest.raises(UsageError, match="Toy cannot be closed: .*division by zero"):
+            Training(small(eval_every=every), Toy)
+
+
+@pytest.mark.parametrize("wrapper", ["NormalizeObservation", "NormalizeReward"])
+def test_env_with_statistics_of_its_own_is_refused_by_name(wrapper):
+    def make():
+        return gym.wrappers.RescaleAction(getattr(gym.wrappers, wrapper)(Toy()), -1, 1)
+
+    gym.register("Normalised-v0", make, max_episode_steps=10)
+    for env in make, make(), "Normalised-v0":
+        with pytest.raises(UsageError, match=f"{wrapper} .*normalize"):
+            Training(small(), env)
+
+
+def test_env_that_draws_each_step_is_refused_before_it_opens_a_window(tmp_path, capsys):
+    made = []
+
+    class Draws(Toy):
+        metadata = {"render_modes": ["human"]}
+
+        def __init__(self, render_mode=None):
+            super().__init__()
+            self.render_mode = render_mode
+            made.append(render_mode)
+
+    gym.register("Draws-v0", Draws, max_episode_steps=10)
+    for env in (
+        Draws("human"),
+        partial(Draws, "human"),
+        partial(gym.make, "Draws-v0", None, render_mode="human"),
+    ):
+        with pytest.raises(UsageError, match="--watch"):
+            Training(small(), env)
+    made.clear()
+    human = ["--env-kwargs", '{"render_mode": "human"}']
+    train(small(env=PENDULUM, total_steps=60), out=tmp_path / "run")
+    for flags in ["--env", "Draws-v0", *human], ["--eval", str(tmp_path / "run"), *human]:
+        assert ddpg.main(flags) == 2 and "--watch" in capsys.readouterr().err
+    assert made == []
+
+
+@pytest.mark.parametrize("line, words", {
+    "assert d": "AssertionError at bad.py:4: assert d",
+    "raise ValueError": "ValueError at bad.py:4: raise ValueError",
+    "d['x'] if d else {}['x']": "KeyError: 'x' at bad.py:4: d['x'] if d else {}['x']",
+    "gym.make('Pendlum-v1')": "Did you mean: `Pendulum`? at bad.py:4: gym.make('Pendlum-v1')",
+    "len(3)": "at bad.py:4: len(3)",
+}.items())  # fmt: skip
+def test_env_that_cannot_be_made_is_told_the_line(tmp_path, monkeypatch, capsys, line, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "bad", raising=False)
+    code = (
+        f"import gymnasium as gym\nclass Bad(gym.Env):\n  def __init__(self, d=None):\n    {line}\n"
+    )
+    (tmp_path / "bad.py").write_text(code + "gym.register('Bad-v0', Bad, max_episode_steps=10)\n")
+    assert ddpg.main(["--env", "bad:Bad-v0"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("ddpg.py: bad:Bad-v0 cannot be made: ") and words in err
+    assert err.count("\n") == 1
+
+
 def test_env_made_to_look_at_is_closed():
     toys = Toys()
     ddpg.env_makers(Config(), toys)
@@ -2951,7 +3163,30 @@ def test_evaluate_keeps_the_order_of_different_lengths_and_opens_few_environment
     toys, seeds = Toys(length=lambda seed: 3 + seed % 5), [4, 0, 2, *range(250)]
     returns, lengths = evaluate(an_agent(2), toys, seeds)
     assert lengths.tolist() == [3 + seed % 5 for seed in seeds] == returns.tolist()
-    assert [toy.closed for toy in toys.made] == [1] * 253 and toys.most_open <= 100
+    assert [toy.closed for toy in toys.made] == [1] * 253 and toys.most_open <= 20
+
+
+@pytest.mark.parametrize("wrap", [lambda toy: toy, lambda toy: gym.wrappers.TimeLimit(toy, 99)])
+def test_evaluate_plays_in_turn_in_the_only_environment_and_leaves_it_open(wrap):
+    toy, seeds = Toy(length=lambda seed: 3 + seed % 5, obs=lambda t: [1.0, t]), range(7)
+    agent = stir(an_agent(2))
+    for given in toy, lambda: wrap(toy):
+        toy.seeds, toy.received = [], []
+        returns, lengths = evaluate(agent, given, seeds)
+        assert returns.tolist() == lengths.tolist() == [3, 4, 5, 6, 7, 3, 4]
+        assert toy.seeds == [*seeds] and not toy.closed
+        actions = np.concatenate([agent.act([1.0, t]) for n in lengths for t in range(int(n))])
+        assert np.allclose(np.concatenate(toy.received), actions, atol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_evaluate_opens_no_more_than_there_can_be(port, monkeypatch, most):
+    monkeypatch.setattr(Port, "most", most)
+    lengths = evaluate(an_agent(2), port, range(8))[1]
+    assert lengths.tolist() == [3, 4, 5, 6, 7, 3, 4, 5] and not port.used
+    port.used.extend("abc")  # by others
+    with pytest.raises(EnvError, match="port busy"):
+        evaluate(an_agent(2), port, range(8))
 
 
 def test_evaluate_does_not_disturb_training():
