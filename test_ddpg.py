@@ -1737,7 +1737,7 @@ def test_train_bootstraps_at_time_limits_and_not_in_terminal_states(algo, termin
     changes = dict(learning_starts=100, gamma=0.8, total_steps=600, tau=0.2, critic_lr=0.01)
     toy = Toy(terminates=terminates, obs=lambda t: [1.0])
     run = run_for(small(algo=algo, **changes), toy)
-    q = run.agent.critic(torch.ones(1, 1), torch.zeros(1, 1))
+    q = run.agent.critic(run.agent.normalize(torch.ones(1, 1)), torch.zeros(1, 1))
     assert q.mean().item() == pytest.approx(expected, rel=0.03)
 
 
