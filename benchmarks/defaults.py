@@ -5,15 +5,18 @@
     python benchmarks/defaults.py unscaled --env Hopper-v5
     python benchmarks/defaults.py --table FILE
 
-A run is `ddpg.Training` with the defaults, or a candidate's changes to them: no presets, no early
-stop. Its score is the mean return of three policies, after 1/2, 3/4 and all of its steps, over 20
-episodes each (environment seeds 0 to 19, which training never sees). Scores are normalised by
-environment: 0 is the uniformly random policy, 1 the best run of all that the table knows. IQM is
-the mean of the middle half of all normalised scores.
+A run is `ddpg.Training` with the defaults, or a candidate's changes to them, never stopped early;
+`preset` takes the environment's preset, where it has one. Its score is the mean return of three
+policies, after 1/2, 3/4 and all of its steps, over 20 episodes each (environment seeds 0 to 19,
+which training never sees). Scores are normalised by environment: 0 is the uniformly random policy,
+1 the best run that the table knows. IQM is the mean of the middle half of all normalised scores.
 """
 
 import argparse
+import dataclasses
+import itertools
 import json
+import platform
 import statistics
 import sys
 from collections import defaultdict
@@ -112,13 +115,19 @@ class Random:
         return self.rng.uniform(self.space.low, self.space.high, (len(obs), *self.space.shape))
 
 
+def cpu():
+    """The processor's name, with its family, where it is told."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    said = dict(map(str.strip, line.split(":", 1)) for line in text.splitlines() if ":" in line)
+    return f"{said.get('model name', platform.processor())}, family {said.get('cpu family', '')}"
+
+
 def run(name, env, seed):
     """-> a dict: the score of one run."""
     steps, make = ENVIRONMENTS[env]
-    changes = {} if make else {"env": env}
-    config = ddpg.Config(**changes, seed=seed, total_steps=steps, eval_every=0)
-    if name != "random":
-        config = config.replace(**CANDIDATES[name])
+    changes = dict(seed=seed, total_steps=steps, eval_every=0) | CANDIDATES.get(name, {})
+    changes |= {} if make else {"env": env}
+    config = ddpg.Config.preset(**changes) if name == "preset" else ddpg.Config(**changes)
     ddpg.tune(config)
     training, scores = ddpg.Training(config, make), []
     make_env = training.make_eval_env
@@ -130,7 +139,7 @@ def run(name, env, seed):
             if training.step in (steps // 2, steps * 3 // 4, steps):
                 scores.append(ddpg.evaluate(training.agent, make_env, range(20))[0].mean())
     score = dict(candidate=name, env=env, seed=seed, score=np.mean(scores), scores=scores)
-    return score | dict(changes=CANDIDATES.get(name, {}))
+    return score | dict(config=dataclasses.asdict(config), cpu=cpu(), torch=ddpg.VERSIONS["torch"])
 
 
 def table(results):
@@ -163,7 +172,7 @@ def main():
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(description=__doc__, **layout)
     add = parser.add_argument
-    add("candidates", nargs="*", help=f"random, {', '.join(CANDIDATES)}")
+    add("candidates", nargs="*", help=f"random, preset, {', '.join(CANDIDATES)}")
     add("--env", action="append", choices=ENVIRONMENTS, help="only this one; may be repeated")
     add("--seeds", type=int, default=3)
     add("--first-seed", type=int, default=0)
@@ -172,8 +181,11 @@ def main():
     add("--table", nargs="+", help="print the table of these files")
     options = parser.parse_args()
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    jobs = [(c, e, s) for s in seeds for c in options.candidates
-            for e in options.env or ENVIRONMENTS if c != "random" or s == seeds[0]]  # fmt: skip
+    jobs = []
+    for seed, name in itertools.product(seeds, options.candidates):
+        known = ddpg.PRESETS if name == "preset" else ENVIRONMENTS
+        if name != "random" or seed == seeds[0]:
+            jobs += [(name, env, seed) for env in options.env or ENVIRONMENTS if env in known]
     with ProcessPoolExecutor(options.jobs, get_context("spawn"), max_tasks_per_child=1) as pool:
         for future in [pool.submit(run, *job) for job in jobs]:
             line = json.dumps(future.result())
