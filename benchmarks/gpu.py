@@ -32,6 +32,7 @@ import ddpg  # noqa: E402
 from ddpg import Agent, Config, Training  # noqa: E402
 
 SHORT = dict(total_steps=900, learning_starts=300, eval_every=0, batch_size=64, hidden=(64, 64))
+SHORT |= dict(n_step=1)
 
 
 def training(device, graphs=True, agent=Agent, env="Pendulum-v1", **changes):

@@ -56,7 +56,7 @@ def main():
 
     settings = dict(algo="ddpg", hidden=(128, 128), batch_size=128, layer_norm=False, gamma=0.9)
     settings |= dict(reward_scale=0.1, tau=0.01, actor_lr=3e-4, critic_lr=1e-3, noise_sigma=0.1)
-    settings |= dict(learning_starts=500, eval_every=0)
+    settings |= dict(learning_starts=500, eval_every=0, n_step=1, noise_theta=1.0, normalize=False)
     layout = dict(formatter_class=argparse.RawDescriptionHelpFormatter)
     parser = argparse.ArgumentParser(description=__doc__, **layout)
     parser.add_argument("--d", type=int, default=16)

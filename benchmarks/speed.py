@@ -310,8 +310,8 @@ def products(algo, width, batch, obs_dim, act_dim):
 
 
 def plain_config(algo, width, batch, **more):
-    """What is timed: two layers without layer norm."""
-    sizes = dict(hidden=(width, width), batch_size=batch, layer_norm=False)
+    """What is timed, as others have it: two layers without layer norm, one-step targets."""
+    sizes = dict(hidden=(width, width), batch_size=batch, layer_norm=False, n_step=1)
     return ddpg.Config(algo=algo, **sizes, **more)
 
 
