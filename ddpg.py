@@ -344,10 +344,8 @@ class Noise:
 
 
 class Adam:
-    """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel.
-
-    Any torch.optim optimizer can take its place, but importing them takes most of a second.
-    """
+    """Adam (arXiv:1412.6980) on a network's one vector, by torch's own kernel. Any torch.optim
+    optimizer can take its place, but importing them takes most of a second."""
 
     def __init__(self, flat, lr):
         self.flat, self.lr = flat, lr  # which may change at any time
