@@ -3971,8 +3971,9 @@ def test_folder_is_not_kept_by_a_process_that_the_environment_forked(tmp_path, w
 @pytest.mark.parametrize("n_step, often", [(3, True), (1, False)])
 def test_resume_after_a_stop_at_any_step_is_byte_identical(tmp_path, n_step, often):
     """Stopped many times, in all ten steps of an episode; the state is of the end of one."""
-    config = Config(
-        **SMALL | dict(learning_starts=25, eval_every=40),
+    config = small(
+        learning_starts=25,
+        eval_every=40,
         eval_episodes=2,
         total_steps=155,
         buffer_size=64,  # it wraps
@@ -4232,7 +4233,7 @@ def test_resume_where_the_environment_does_not_repeat_itself(tmp_path):
             return obs, float(next(count)), *more
 
     save_each_episode()
-    folder = begin(Config(**SMALL, total_steps=95, n_step=3), tmp_path / "run", Odd, until=35)
+    folder = begin(small(total_steps=95, n_step=3), tmp_path / "run", Odd, until=35)
     for until in 62, 78, None:
         run = go_on(folder, Odd, until=until)
     assert run.step == 95 and load(folder / "last.npz").meta["step"] == 95
