@@ -3,7 +3,8 @@
 
     python ddpg.py --env Pendulum-v1                            solved in seconds
     python ddpg.py --env LunarLanderContinuous-v3 --seed 3      landed in minutes
-    python ddpg.py --env my_module:MyEnv-v0 --algo td3          your own environment
+    python ddpg.py --env my_module:MyEnv-v0                     your own environment
+    python ddpg.py --env my_module:MyEnv-v0 --init RUN          begin from a trained policy
     python ddpg.py --eval runs/Pendulum-v1/ddpg-seed0           test the best policy
     python ddpg.py --resume runs/Pendulum-v1/ddpg-seed0         go on with an interrupted run
     python ddpg.py --env Pendulum-v1 --watch                    train with the viewer beside it
