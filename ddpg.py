@@ -990,11 +990,10 @@ def refusing(name, what, *passing):
     except (KeyboardInterrupt, *passing):
         raise
     except BaseException as error:
-        clear, message = isinstance(error, ValueError | ArithmeticError), one_line(error)
-        said = [] if clear and message else [type(error).__name__]
-        said += [message] if message else []
-        text = f"{one_line(name)} {what}: {': '.join(said)}{place(error, not message)}"
-        raise UsageError(text) from error
+        said = message = one_line(error)
+        if not message or not isinstance(error, ValueError | ArithmeticError):  # unclear by itself
+            said = type(error).__name__ + f": {message}" * bool(message)
+        raise UsageError(f"{one_line(name)} {what}: {said}{place(error, not message)}") from error
 
 
 def place(error, needed):
@@ -1011,9 +1010,8 @@ def in_json(value):
     """A copy of a dict as files will hold it, or UsageError if that is another one."""
     with suppress(TypeError, ValueError, RecursionError):
         text = json.dumps(value, indent=1, allow_nan=False)  # by a space for each level
-        flat, short = "\n" + " " * 50 not in text, len(text) < 10**5
-        if (copied := json.loads(text)) == value and flat and short:
-            return copied
+        if "\n" + " " * 50 not in text and len(text) < 10**5 and json.loads(text) == value:
+            return json.loads(text)
     text = "JSON must hold it: texts as keys; no tuples, functions or nan; 50 deep, 100,000 long"
     raise UsageError(f"env_kwargs: {text}, at most")
 
@@ -1100,10 +1098,9 @@ MACHINE |= VERSIONS  # what decides the last bits
 def write(path, save, previous=None, check=lambda: None):
     """Replace a file by what save(file) writes, whole or not at all; the old becomes `previous`.
 
-    check() may raise before the first and the last change of the folder.
+    check() may raise before that.
     """
     temporary = path.with_name(path.name + TEMPORARY)
-    check()
     try:
         with open(temporary, "wb") as file:
             save(file)
@@ -1221,8 +1218,8 @@ def load(path, device="cpu"):
             network.load_state_dict(own)
             agent.flat[f"{name}_target"].follow(agent.flat[name], tau=1)
         for name in agent.SCALES if meta["format"] > 1 else ():
-            getattr(agent, name).copy_(torch.from_numpy(arrays[name]))
-            if not (getattr(agent, name) > 0).all() and name != "obs_mean":
+            scale = getattr(agent, name).copy_(torch.from_numpy(arrays[name]))
+            if name != "obs_mean" and not (scale > 0).all():
                 raise ValueError(f"its {name} is not positive")
         check_finite(agent)
     agent.meta = meta | {"path": str(path)}
@@ -1251,29 +1248,23 @@ ONLY_ONE = "where only one can exist at a time: the object, with eval_every=0"
 
 
 def env_makers(config, env=None):
-    """env, as in Training -> functions that make it to train and to evaluate, and its spaces.
+    """env, as in Training -> functions that make it to train and to evaluate, obs_dim, its actions.
 
     Raises UsageError for what does not exist or DDPG cannot control.
     """
     name, limit, own = one_line(config.env), config.max_episode_steps, isinstance(env, gym.Env)
+    beside = bool(config.eval_every)  # evaluations begin within episodes
     if env is None and config.env_kwargs.get("render_mode") == "human":  # before a window opens
         raise UsageError(f"{name}: {HUMAN}")
-    pristine = None
 
-    def limited(made):
-        return gym.wrappers.TimeLimit(made, limit) if limit else made
-
-    def make():
+    def make(env=env):
         if env is None:
             kwargs = {"disable_env_checker": True} | copy.deepcopy(config.env_kwargs)
             return gym.make(config.env, limit or None, **kwargs)
-        made = env if own or isinstance(env, gym.vector.VectorEnv) else env()
+        made = env if isinstance(env, gym.Env | gym.vector.VectorEnv) else env()
         if isinstance(made, gym.vector.VectorEnv):
             raise UsageError(f"{name} is a vector of environments: pass one of them")
-        return limited(made)
-
-    def make_eval():
-        return make() if pristine is None else limited(copy.deepcopy(pristine))
+        return gym.wrappers.TimeLimit(made, limit) if limit else made
 
     def close(made):
         with refusing(name, "cannot be closed"):
@@ -1283,8 +1274,7 @@ def env_makers(config, env=None):
         probe = make()
         for problem in problems(probe, config, env):  # the first
             raise UsageError(f"{name}: {problem}")
-        spaces = probe.observation_space, probe.action_space
-    beside = bool(config.eval_every)  # evaluations begin within episodes
+        spaces = gym.spaces.flatdim(probe.observation_space), probe.action_space
     if own and beside:
         hint = f"pass a function that makes it; {ONLY_ONE}"
         with refusing(name, f"cannot be copied for evaluation ({hint})"):
@@ -1293,7 +1283,8 @@ def env_makers(config, env=None):
         if changed:
             text = f"its copy for evaluation has another {', '.join(changed[:3])}"
             raise UsageError(f"{name}: {text}: pass a function that makes it as it is now")
-    elif not own:
+        return make, lambda: make(copy.deepcopy(pristine)), *spaces
+    if not own:
         if not beside:
             close(probe)
         if beside or env is not None:
@@ -1301,12 +1292,11 @@ def env_makers(config, env=None):
             with refusing(name, f"cannot be made again{text}", UsageError):
                 other = make()
                 if other.unwrapped is probe.unwrapped:  # or wrapped anew
-                    text = f"its function must make a new one each time; {ONLY_ONE}"
-                    raise UsageError(f"{name}: {text}")
+                    raise UsageError(f"{name}: it must make a new one each time; {ONLY_ONE}")
             close(other)
         if beside:
             close(probe)
-    return make, make_eval, *spaces
+    return make, make, *spaces
 
 
 def differences(env, make):
@@ -1339,38 +1329,38 @@ def differences(env, make):
 
 def unlike(these, those):
     """Names of other values; what only `these` have may come with use, but for a function."""
-    pairs = [(name, value, those.get(name)) for name, value in these.items()]
-    return {name for name, a, b in pairs if a != b and (b is not None or a == "function")}
+    these = {k: v for k, v in these.items() if k in those or v == "function"}
+    return {k for k, v in these.items() if v != those.get(k)}
 
 
 def values_in(env):
     """{attribute: value} of an environment and its wrappers, pickled to be compared."""
     found = {}
-    while env is not None:
-        inner = None
-        for name, value in vars(env).items():
-            if isinstance(value, gym.Env):
-                inner = value
-            elif isinstance(value, gym.Space):  # which remembers what was drawn
-                found[name] = value
-            elif not isinstance(value, gym.envs.registration.EnvSpec):  # kept where asked for
-                try:
-                    found[name] = pickle.dumps(value)
-                except Exception:
-                    found[name] = "function" if callable(value) else type(value).__name__
-        env = inner
+    for name, value in vars(env).items():
+        if isinstance(value, gym.Env):
+            found |= values_in(value)
+        elif isinstance(value, gym.Space):  # which remembers what was drawn
+            found[name] = value
+        elif not isinstance(value, gym.envs.registration.EnvSpec):  # kept where asked for
+            try:
+                found[name] = pickle.dumps(value)
+            except Exception:
+                found[name] = "function" if callable(value) else type(value).__name__
     return found
 
 
-HUMAN = 'render_mode "human" would draw each step: watch it by --watch or viewer.py instead'
-KEEPS_STATISTICS = gym.wrappers.NormalizeObservation, gym.wrappers.NormalizeReward
+HUMAN = 'render_mode "human" would draw each step: use --watch or viewer.py'
+
 
 
 def parts_of(space, name="observation"):
-    """Names and spaces of what a Dict or a Tuple, of which there may be several levels, is of."""
-    if not isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+    """Names and spaces of what a Dict or a Tuple holds, at the lowest level."""
+    if isinstance(space, gym.spaces.Dict):
+        parts = space.items()
+    elif isinstance(space, gym.spaces.Tuple):
+        parts = enumerate(space)
+    else:
         return [(name, space)]
-    parts = space.items() if isinstance(space, gym.spaces.Dict) else enumerate(space)
     return [inner for key, part in parts for inner in parts_of(part, f"{name}[{key!r}]")]
 
 
@@ -1393,17 +1383,16 @@ def problems(probe, config, env):
         yield f"{said}, unbounded"
     if getattr(probe, "render_mode", None) == "human":
         yield HUMAN
-    wrapper = probe
-    while isinstance(wrapper, gym.Wrapper):
-        if isinstance(wrapper, KEEPS_STATISTICS):
-            text = "has statistics that are in no policy: leave it out, for normalize, reward_scale"
-            yield f"{type(wrapper).__name__} {text}"
-        wrapper = wrapper.env
     if env is None:
         if not f":{config.env}".endswith(f":{probe.spec.id}"):
             yield f"name its version, as in {probe.spec.id}"
         if not probe.spec.max_episode_steps:
             yield "it has no time limit: pass --max-episode-steps"
+    while isinstance(probe, gym.Wrapper):
+        if isinstance(probe, gym.wrappers.NormalizeObservation | gym.wrappers.NormalizeReward):
+            text = "has statistics that are in no policy: leave it out, for normalize, reward_scale"
+            yield f"{type(probe).__name__} {text}"
+        probe = probe.env
 
 
 def name_of(env):
@@ -1427,34 +1416,31 @@ def env_maker_of(policy, **changes):
     must not run code.
     """
     path, name = policy.meta["path"], policy.meta["env"]
-    spec = gym.registry.get(name)
-    if "env" not in changes and not gymnasiums_own(spec):
+    if "env" not in changes and not gymnasiums_own(gym.registry.get(name)):
         text = f"{path} is for {one_line(name)}, which gymnasium does not bring: name it by --env"
         raise UsageError(text)
     changes = {"env": name, "eval_every": 0} | changes  # which needs no second one
-    _, make_env, *spaces = env_makers(replace(policy.config, **changes))
-    sizes = [gym.spaces.flatdim(space) for space in spaces]
-    wanted = [policy.obs_dim, len(policy.low)]
+    _, make_env, obs_dim, space = env_makers(replace(policy.config, **changes))
+    sizes, wanted = [obs_dim, space.low.size], [policy.obs_dim, len(policy.low)]
     if sizes != wanted:
         raise UsageError(f"{path} is for {wanted} observations and actions, not {sizes}")
     return make_env
 
 
 class Episode:
-    """One episode, from `seed`, in an environment made for it: flattens and checks what goes in
-    and out. Raises EnvError. Observations are flattened as by gymnasium.spaces.flatten: Dicts in
-    the order of their space, Discrete parts one-hot."""
+    """One episode, from `seed`, in an environment made for it: checks what goes in and out, and
+    flattens observations as gymnasium.spaces.flatten does: Dicts in the order of their space,
+    Discrete parts one-hot. Raises EnvError."""
 
     LONGEST = 100_000  # steps, where there is no limit
 
     def __init__(self, make_env, seed):
         self.seed, self.length, self.ret = int(seed), 0, 0.0
-        self.terminated, self.over = False, False
+        self.terminated = self.over = False
         self.success = None  # True or False at the end, if the environment says so
         self.env = env = self.call(make_env)
-        self.space, observations = self.call(lambda: (env.action_space, env.observation_space))
-        self.size = self.call(gym.spaces.flatdim, observations)
-        self.observations, self.structured = observations, type(observations) is not gym.spaces.Box
+        self.space, self.observations = self.call(lambda: (env.action_space, env.observation_space))
+        self.size = self.call(gym.spaces.flatdim, self.observations)
         obs, _ = self.call(env.reset, seed=self.seed, returns=2)
         self.obs = self.flat(obs)
 
@@ -1476,7 +1462,7 @@ class Episode:
             with suppress(Exception):  # it may say anything
                 said = info["is_success" if "is_success" in info else "success"]
                 self.success = {0: False, 1: True}[np.asarray(said).item()]
-        if self.length >= self.LONGEST and not self.over and self.length > self.limit():
+        elif self.length >= self.LONGEST and self.length > self.limit():
             raise self.error("no end in sight, set max_episode_steps")
         return rew, self.obs, self.terminated, truncated
 
@@ -1505,7 +1491,7 @@ class Episode:
 
     def flat(self, obs):
         """An observation as a vector (obs,)."""
-        if self.structured:
+        if type(self.observations) is not gym.spaces.Box:
             obs = self.call(gym.spaces.flatten, self.observations, obs)
         return self.checked("observation", obs, np.float32, self.size)
 
@@ -1541,10 +1527,9 @@ AT_ONCE = 20  # episodes of an evaluation, as actions for all of them are quicke
 def evaluate(agent, env, seeds):
     """One deterministic episode per seed -> returns (N,), lengths (N,), in the order of `seeds`.
 
-    env: a function that makes an environment for each episode, some of which are open side by
-    side where that can be; or a gymnasium.Env, for one after another. A function that returns
-    the same one again is taken for that one. Raises EnvError; a signal ends it within a step:
-    Stopped.
+    env: a function that makes one for each episode, some of which are open side by side where
+    that can be; or a gymnasium.Env, for one after another, as is what a function returns again.
+    Raises EnvError or, within a step of a signal, Stopped.
     """
     return play(agent, env, seeds)[:2]
 
@@ -1630,11 +1615,12 @@ class Training:
         if env is not None:
             config = replace(config, env=name_of(env))
         self.config, self.own_env = config, isinstance(env, gym.Env)
-        self.make_env, self.make_eval_env, observations, space = env_makers(config, env)
-        obs_dim = gym.spaces.flatdim(observations)
+        self.make_env, self.make_eval_env, obs_dim, space = env_makers(config, env)
         sizes = config.buffer_size, obs_dim, space.low.size, config.n_step
         try:
             self.agent = agent(obs_dim, space.low, space.high, config, device)
+            if policy:
+                begin_from(policy, self.agent)
             self.buffer = ReplayBuffer(*sizes, config.gamma, device)
             rescale(self.buffer, self.agent)
         except RuntimeError as error:
@@ -1643,9 +1629,6 @@ class Training:
             text = f"networks and {sizes[0]:,} rows (buffer_size) do not fit: {one_line(error)}"
             raise UsageError(text) from None
         self.init = policy and policy.meta["path"]
-        if policy:
-            begin_from(policy, self.agent)
-            rescale(self.buffer, self.agent)
         self.rng = np.random.default_rng(config.seed)
         self.noise = Noise(space.low.size, config.noise_theta, self.rng)
         device = self.agent.device  # of several cards, it must be the one that torch has chosen
@@ -1764,21 +1747,21 @@ class Training:
         for n in sorted({c.eval_episodes, max(CONFIRM_EPISODES, c.eval_episodes)}):
             seeds = range(SELECTION_SEEDS, SELECTION_SEEDS + n)
             returns, *more = play(agent, self.make_eval_env, seeds)
-            if returns.mean() < goal:
+            mean = returns.mean()
+            if mean < goal:
                 break
-        if returns.mean() >= goal and self.solved is None:
+        if mean >= goal and self.solved is None:
             self.solved = self.step
-        self.is_best = bool(returns.mean() > self.best)
-        self.best = max(self.best, returns.mean())
+        self.is_best, self.best = bool(mean > self.best), max(self.best, mean)
         seconds = time.perf_counter() - self.started
         speed = (self.step - self.measured[0]) / max(seconds - self.measured[1], 1e-9)
         self.measured = self.step, seconds
-        losses = agent.metrics.tolist() if agent.updates else [np.nan] * 3
-        losses[2] /= agent.reward_scale.item()  # in the environment's units
+        critic_loss, actor_loss, q = agent.metrics.tolist() if agent.updates else [np.nan] * 3
+        q /= agent.reward_scale.item()  # in the environment's units
         row = dict(step=self.step, episodes=self.episodes, seconds=seconds)
         row |= dict(steps_per_s=speed, train_return=np.mean(self.returns or np.nan))
         row |= {f"eval_{key}": value for key, value in summary(returns, *more).items()}
-        row |= dict(critic_loss=losses[0], actor_loss=losses[1], mean_q=losses[2])
+        row |= dict(critic_loss=critic_loss, actor_loss=actor_loss, mean_q=q)
         self.add_row("progress.csv", row)
         return row
 
@@ -1813,11 +1796,9 @@ class Training:
         """Go on from what `state` returned: exactly, but for a replay that is not in it."""
         vars(self).update({name: meta[name] for name in self.FIELDS})
         counts = [self.step, self.episodes, self.filled_from, self.solved or 0, *self.lengths]
-        row = self.evaluation
-        names = "eval_mean", "eval_std", "eval_episodes", "steps_per_s"
-        shown = [row[name] for name in names] if row else []
-        shown += [row["eval_success"]] if "eval_success" in (row or {}) else []
-        scores = self.best, meta["seconds"], *self.returns, *shown
+        shown = "eval_mean", "eval_std", "eval_episodes", "steps_per_s", "eval_success"
+        row = {"eval_success": 0} | (self.evaluation or dict.fromkeys(shown, 0))
+        scores = self.best, meta["seconds"], *self.returns, *map(row.get, shown)
         if not all(type(n) is int and n >= 0 for n in counts) or any(map(math.isnan, scores)):
             raise ValueError("its counts or scores are none")
         for name in self.tables:
@@ -1825,9 +1806,8 @@ class Training:
             if table.count("\n") > self.step + 2:
                 raise ValueError(f"its {name} is too long")
             self.tables[name] = table.splitlines(keepends=True)
-        agent = self.agent
-        agent.load_state_dict(unpack(meta["agent"], arrays))
-        rescale(self.buffer, agent)
+        self.agent.load_state_dict(unpack(meta["agent"], arrays))
+        rescale(self.buffer, self.agent)
         torch.set_rng_state(torch.from_numpy(arrays["torch_rng"]))
         if self.agent.device.type == "cuda" and "cuda_rng" in arrays:  # not if it was on a CPU
             torch.cuda.set_rng_state(torch.from_numpy(arrays["cuda_rng"]), self.agent.device)
@@ -1855,10 +1835,8 @@ def begin_from(policy, agent):
     if differ:
         raise UsageError(f"{path} does not fit: {', '.join(differ)}")
     with refusing(path, "does not fit"):  # networks of your own
-        for name in policy.NETWORKS:
-            getattr(agent, name).load_state_dict(getattr(policy, name).state_dict())
-    for name in policy.SCALES:
-        getattr(agent, name).copy_(getattr(policy, name))
+        state, names = policy.state_dict(), (*policy.NETWORKS, *policy.SCALES)
+        agent.load_state_dict(agent.state_dict() | {name: state[name] for name in names})
     if not np.array_equal([policy.low, policy.high], [agent.low, agent.high]):
         warn(f"{path} knows other bounds of actions: what it does is scaled to these")
     if not policy.meta["step"]:
@@ -1875,7 +1853,7 @@ def configure(init=None, **explicit):
     if "env" not in explicit:
         env_maker_of(policy)  # or UsageError, as a file may name only what gymnasium brings
     elif explicit["env"] != own["env"]:
-        solved_at = PRESETS.get(explicit["env"], {}).get("solved_at")
+        solved_at = Config.preset(explicit["env"]).solved_at
         own = dict(env_kwargs={}, max_episode_steps=0, solved_at=solved_at)
     return policy.config.replace(**own | explicit)
 
@@ -1920,7 +1898,7 @@ def new_folder(folder):
     folder = Path(folder)
     with refusing(folder, "cannot be the folder of a new run"):
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError("it is not empty: --resume it, or take another --seed or --out")
+            raise ValueError("it is not empty: --resume it, or take another --out")
         (folder / "policies").mkdir(parents=True)
     return folder
 
@@ -2221,16 +2199,15 @@ def train_command(options, explicit):
         if device == "auto":  # from where an update takes about 1 ms on a CPU
             large = c.batch_size * max(c.hidden, default=0) ** 2 >= 2**21
             device = "cuda" if large and torch.cuda.is_available() else "cpu"
-        name = Path("runs", c.env.replace(":", "-").replace("/", "-"), f"{c.algo}-seed{c.seed}")
+        name = Path("runs", re.sub("[:/]", "-", c.env), f"{c.algo}-seed{c.seed}")
         shown, number = Path(options.out or name), 1
         run = Training(c, None, device, init=options.init)
         while not options.out and os.path.lexists(here / shown):
             number += 1
             shown = Path(f"{name}-{number}")
         new_folder(here / shown)
-        basis = "its preset" if c.env in PRESETS else "no preset: defaults"
-        if options.init:
-            basis = f"from {options.init}"
+        defaults = "its preset" if c.env in PRESETS else "no preset: defaults"
+        basis = f"from {options.init}" if options.init else defaults
     if options.no_graphs:
         run.graphs = None
     folder = here / shown  # an environment may have changed the working folder
@@ -2256,10 +2233,9 @@ def train_command(options, explicit):
                 options.watch = False
     except EnvError as error:
         if not SIGNALS:  # which workers of the environment may have died of
-            text = f"the agent of step {run.step:,} is in {shown}"
-            if not error.__cause__:
-                text += ", or one before it diverged: try lower --actor-lr"
-            raise EnvError(f"{error}\n{text}") from error.__cause__
+            text = f"{error}\nthe agent of step {run.step:,} is in {shown}"
+            text += ", or one before it diverged: try lower --actor-lr" * (not error.__cause__)
+            raise EnvError(text) from error.__cause__
     if SIGNALS:
         tell(f"Stopped at step {run.step:,}. To go on:\n  python ddpg.py --resume {named}")
         return 128 + SIGNALS[0]
@@ -2280,22 +2256,22 @@ def watch(steps):
     """Pass steps on, with a line per evaluation, the time left and, on terminals, a live line."""
     live = "\r\x1b[K" if sys.stdout and sys.stdout.isatty() else ""
     say("      step  episodes  steps/s  last returns  evaluation")
-    marks, told = deque(), False  # (second, step) of the latest 5 s, evaluations left out
-    due = evaluated = latest = 0.0  # seconds: of the next mark, of all evaluations, of the latest
+    marks, told = [], live  # (second, step) of the latest 5 s, evaluations left out
+    stepping = evaluating = 0.0  # seconds of all steps, and of the latest evaluation
     before = time.perf_counter()
     for run in steps:
         c, row, now = run.config, run.evaluation, time.perf_counter()
         if row:
-            latest = now - before
-            evaluated += latest
-        if row or now >= due:
-            due, learning_starts = now + 0.1, run.filled_from + c.learning_starts
-            marks.append((now - evaluated, run.step))
-            while len(marks) > 2 and (
-                marks[0][0] < marks[-1][0] - 5 or marks[0][1] < learning_starts <= run.step
-            ):
-                marks.popleft()
-            seconds, n = marks[-1][0] - marks[0][0], run.step - marks[0][1]
+            evaluating = now - before
+        else:
+            stepping += now - before
+        before = now
+        if row or not marks or stepping >= marks[-1][0] + 0.1:
+            starts = run.filled_from + c.learning_starts
+            least = starts if run.step >= starts else 0
+            marks = [m for m in marks if m[0] >= stepping - 5 and m[1] >= least] or marks[-1:]
+            marks.append((stepping, run.step))
+            seconds, n = stepping - marks[0][0], run.step - marks[0][1]
             speed = row["steps_per_s"] if row else n / (seconds or 1)
             last = f"{np.mean(run.returns):.1f}" if run.returns else "-"
             text = f"{live}{run.step:10,}{run.episodes:10,}{speed:9,.0f}{last:>14}  "
@@ -2303,33 +2279,31 @@ def watch(steps):
                 score = "{eval_mean:.1f} ± {eval_std:.1f} over {eval_episodes} episodes"
                 score = score.format(**row) + success_rate(row.get("eval_success"))
                 say(text + score + ", the best yet" * run.is_best)
-            if run.step < learning_starts:
-                text += f"learning starts at {learning_starts:,}"
-            elif seconds >= 1 and n and marks[0][1] >= learning_starts:
-                each = seconds / n + latest / (c.eval_every or np.inf)
+            if run.step < starts:
+                text += f"learning starts at {starts:,}"
+            elif seconds >= 1 and marks[0][1] >= starts:
+                each = seconds / n + evaluating / (c.eval_every or 1)
                 text += time_left(c, (c.total_steps - run.step) * each)
-                if not live and not told:
+                if not told:  # once, where there is no live line
                     say(text)
                 told = True
             if live:
                 width = shutil.get_terminal_size().columns - 1  # it must not wrap
                 say(text[: len(live) + width], end="")
         yield run
-        before = time.perf_counter()
     say(live, end="")
 
 
 def text_curve(table):
     """The evaluations of a progress.csv as a line of text, or "" where there are not two."""
-    rows = [line.split(",") for line in table]
     with suppress(ValueError, IndexError, TypeError, AttributeError):  # or in ASCII only
-        column = rows[0].index("eval_mean")
-        means = np.array([float(row[column]) for row in rows[1:]])
+        head, *rows = (line.split(",") for line in table)
+        first, *_, last = means = [float(row[head.index("eval_mean")]) for row in rows]
         bars = np.array([part.mean() for part in np.array_split(means, min(50, len(means)))])
         heights = 7 * (bars - bars.min()) / (np.ptp(bars) or 1)
         curve = "".join("▁▂▃▄▅▆▇█"[round(height)] for height in heights)
         curve.encode(sys.stdout.encoding)
-        return f"{means[0]:.1f} {curve} {means[-1]:.1f}" if len(means) > 1 else ""
+        return f"{first:.1f} {curve} {last:.1f}"
     return ""
 
 
