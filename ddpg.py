@@ -1369,7 +1369,7 @@ def problems(probe, config, env):
     observations, actions = probe.observation_space, probe.action_space
     for name, space in parts_of(observations):
         said = f"its {name} is {one_line(space)}"
-        if not space.is_np_flattenable or isinstance(space, gym.spaces.Text):
+        if not space.is_np_flattenable or isinstance(space, gym.spaces.Text | gym.spaces.OneOf):
             yield f"{said}, of no fixed size: wrap it to make a Box of it"
         if len(space.shape) > 1 and space.dtype == np.uint8:
             yield f"{said}, images: wrap it to features"

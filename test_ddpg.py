@@ -6704,7 +6704,7 @@ def test_viewer_live_follow(run):
     press(w, "End")
     assert w.follow and step_shown(w) == 3500
     for step, value in (3000, -1.0), (3500, -2.0):  # of one file, which held another policy before
-        w.results[str(run / "last.npz"), step, True] = {0: {"return": value}}
+        w.results[str(run / "last.npz"), step, True] = {0: {"return": value, "length": 1}}
     words = words_on(w)
     assert "last 1: -2.0 ± 0.0" in words and any("LIVE" in line for line in words)
 
