@@ -8,6 +8,10 @@ to it. All scores are over the 100 test episodes (environment seeds 0 to 99), wh
 nor the choice of the best policy saw. "solved" is the first snapshot in the run's folder (one per
 2 % of the total steps, then best.npz) whose mean reaches the target; a snapshot whose first 20
 episodes fall far short is passed over, which can only delay it.
+
+What happens after a task is solved, the last policy beside the best:
+
+    python benchmarks/learning.py --env Pendulum-v1 --seeds 40 --target -160 --no-stop-when-solved
 """
 
 import argparse
@@ -54,7 +58,8 @@ def run_seed(env, seed, target, flags):
         result = dict(seed=seed, solved=first_solved(folder, target))
         result |= dict(best_step=json.loads(done.stdout)["step"], steps=int(last))
         result |= dict(best_mean=returns.mean(), best_std=returns.std())
-        result |= dict(reached=float((returns >= target).mean()), seconds=seconds)
+        result |= dict(reached=float((returns >= target).mean()), best_min=returns.min())
+        result |= dict(last_mean=returns_of(folder / "last.npz", 100).mean(), seconds=seconds)
         print(json.dumps(result), flush=True)
         return result
 
@@ -85,6 +90,8 @@ def main():
     report |= dict(median_steps=statistics.median(steps), max_steps=max(steps))
     report |= dict(median_seconds=statistics.median(r["seconds"] for r in results))
     report |= dict(best_mean=statistics.mean(r["best_mean"] for r in results))
+    report |= dict(last_mean=statistics.mean(r["last_mean"] for r in results))
+    report |= dict(worst_last_mean=min(r["last_mean"] for r in results))
     report |= dict(episodes_reaching_target=reached, results=results)
     if options.write:
         Path(options.write).write_text(json.dumps(report, indent=1) + "\n")
