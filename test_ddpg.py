@@ -3985,7 +3985,7 @@ def test_resume_after_a_stop_at_any_step_is_byte_identical(tmp_path, n_step, oft
     if often:
         save_each_episode()
     folder = begin(config, tmp_path / "parts", Toy)
-    for stop in range(1, 155, 13):
+    for stop in range(1, 155, 13 if often else 37):
         run = go_on(folder, Toy, until=stop)
         assert run.step == stop
         step = state_of(folder)[1]["step"]
@@ -4152,7 +4152,7 @@ def test_resume_after_a_thousand_kills_is_byte_identical(tmp_path):
 
 def test_resume_from_a_copy_of_the_folder_made_at_any_step(tmp_path, whole):
     save_each_episode()
-    steps = [0, 1, 50, 88, 99, 150, 175, 176]
+    steps = [0, 1, 99, 150, 175]
     ddpg.tune(PENDULUM_RUN)
     for run in ddpg.record(Training(PENDULUM_RUN), ddpg.new_folder(tmp_path / "run")):
         if run.step in steps:
@@ -4593,7 +4593,7 @@ def test_resume_and_eval_print_no_control_characters_of_a_file(tmp_path, capsys,
 
 
 @needs_unix
-def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path, count=250):
+def test_resume_of_a_state_that_was_tampered_with_is_refused_or_goes_on(tmp_path, count=150):
     config = Config.preset(
         **SHORT | dict(total_steps=90, learning_starts=25, eval_every=40, eval_episodes=1)
     )
@@ -5019,7 +5019,7 @@ def load_hostile_files(good, named, count):
 
 
 @needs_unix
-def test_load_refuses_hostile_files_and_runs_nothing_in_them(tmp_path, monkeypatch, count=240):
+def test_load_refuses_hostile_files_and_runs_nothing_in_them(tmp_path, monkeypatch, count=150):
     monkeypatch.chdir(tmp_path)
     log, good = tmp_path / "log", policy_file(tmp_path / "good.npz", algo="td3")
     named = list(junk(tmp_path, good))
