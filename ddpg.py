@@ -2078,6 +2078,8 @@ def begin_again(path, env, device, threads, agent, precision, changes):
     """The Training that a state file is of, or UsageError."""
     arrays, meta = read_npz(path)
     with refusing(path, "cannot be resumed", UsageError):
+        if "obs_scale" in meta["config"]:
+            raise ValueError("it is of an older ddpg.py: finish it by that, or --init its policy")
         old, free = Config(**meta["config"]), ("total_steps", "stop_when_solved", "save_replay")
         config = replace(old, **changes)
         pairs = zip(vars(old).items(), vars(config).values())

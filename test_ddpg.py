@@ -4342,6 +4342,10 @@ def test_resume_refuses_what_is_not_a_state(tmp_path):
         ddpg.write_npz(path, arrays, **{k: v for k, v in meta.items() if k != name})
         with pytest.raises(UsageError, match="cannot be resumed"):
             ddpg.resume(folder, Toy)
+    older = meta | {"config": meta["config"] | {"obs_scale": []}}
+    ddpg.write_npz(path, arrays, **older)
+    with pytest.raises(UsageError, match="of an older ddpg.py"):
+        ddpg.resume(folder, Toy)
     path.write_bytes(b"junk")
     (folder / "state.previous.npz").unlink(missing_ok=True)
     with pytest.raises(UsageError, match="cannot be read"):
