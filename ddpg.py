@@ -534,22 +534,21 @@ class Agent:
 
 
 def find_scales(agent, buffer):
-    """Fix, from the random steps in a buffer, how observations and rewards are shifted and scaled.
+    """Fix, once, from 100 random steps or more, how observations and rewards are scaled.
 
     Observations get mean 0 and an sd of 0.2 to 2, rewards a root mean square of 0.03 to 10. What
     is in between keeps its scale, as random steps say little of how far a trained agent gets.
     """
     if not hasattr(buffer, "units"):
         return warn("a buffer without `units`: observations and rewards are not scaled")
-    if len(buffer) < 100:  # too few to judge by
-        return
-    obs, _, R, *_ = buffer.rows[: len(buffer)].double().split(buffer.columns, dim=1)
-    if agent.config.normalize:
+    obs, _, R, *_ = buffer.rows[: len(buffer)].split(buffer.columns, dim=1)
+    obs, R, enough = obs.cpu().double(), R.cpu().double(), len(obs) >= 100
+    if agent.config.normalize and enough:
         sd, mean = torch.std_mean(obs, dim=0)
         size = torch.where(sd > 1e-5, sd, mean.abs().clamp(min=1))  # what has not moved yet may
         agent.obs_mean.copy_(mean)
         agent.obs_scale.copy_(size.clamp(0.2, 2) / size)
-    if agent.config.reward_scale is None:
+    if agent.config.reward_scale is None and enough:
         size = R.square().mean().sqrt() / buffer.n_step
         agent.reward_scale.copy_(torch.where(size > 1e-5, size.clamp(0.03, 10) / size, 1))
     rescale(buffer, agent)
@@ -1315,8 +1314,9 @@ def differences(env, make):
             made.reset(seed=1)
             for _ in range(steps):
                 if any(made.step(made.action_space.sample())[2:4]):
-                    break
-            if steps and made.render_mode:
+                    made.reset()
+            if steps:
+                made.reset()
                 with suppress(Exception):
                     made.render()
             made.reset(seed=0)
@@ -1329,23 +1329,30 @@ def differences(env, make):
 
 def unlike(these, those):
     """Names of other values; what only `these` have may come with use, but for a function."""
-    these = {k: v for k, v in these.items() if k in those or v == "function"}
-    return {k for k, v in these.items() if v != those.get(k)}
+    these = {k: v for k, v in these.items() if k in those or callable(v[0])}
+    return {k for k, v in these.items() if not alike(v, those.get(k, (None, None)))}
+
+
+def alike(these, those):
+    """Whether two (value, pickled) are: sets are pickled in any order, arrays compared by item."""
+    with suppress(Exception):
+        return (these[1] and these[1] == those[1]) or bool(these[0] == those[0])
+    return False
 
 
 def values_in(env):
-    """{attribute: value} of an environment and its wrappers, pickled to be compared."""
+    """{attribute: (value, pickled)} of an environment and its wrappers."""
     found = {}
     for name, value in vars(env).items():
         if isinstance(value, gym.Env):
             found |= values_in(value)
         elif isinstance(value, gym.Space):  # which remembers what was drawn
-            found[name] = value
+            found[name] = value, None
         elif not isinstance(value, gym.envs.registration.EnvSpec):  # kept where asked for
             try:
-                found[name] = pickle.dumps(value)
+                found[name] = value, pickle.dumps(value)
             except Exception:
-                found[name] = "function" if callable(value) else type(value).__name__
+                found[name] = value, type(value).__name__
     return found
 
 
@@ -1696,7 +1703,7 @@ class Training:
         rew, next_obs, terminated, truncated = self.episode.step(agent.to_env(act))
         self.buffer.add(obs, act, rew, next_obs, terminated, truncated)
         self.step, self.evaluation = step, None
-        if step == c.learning_starts and not self.init:
+        if step == self.filled_from + c.learning_starts and not (self.init or agent.updates):
             find_scales(agent, self.buffer)
         # Learn
         if step > self.filled_from + c.learning_starts:
@@ -1827,7 +1834,7 @@ def begin_from(policy, agent):
     pairs = dict(
         observations=(policy.obs_dim, agent.obs_dim),
         actions=(len(policy.low), len(agent.low)),
-        reward_scale=(scale := float(f"{policy.reward_scale:.6g}"), given or scale),
+        reward_scale=(scale := f"{policy.reward_scale:.6g}", f"{given:.6g}" if given else scale),
     )
     for name in "hidden", "layer_norm", "n_critics", "normalize":
         pairs[name] = getattr(policy.config, name), getattr(agent.config, name)

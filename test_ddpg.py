@@ -2000,6 +2000,37 @@ def test_train_evaluates_in_no_copy_of_another_mujoco_model(change):
         Training(small(eval_every=50), env)
 
 
+class Remade(Toy, gym.utils.EzPickle):
+    """Copies of it are made from the constructor's arguments."""
+
+    def __init__(self):
+        Toy.__init__(self)
+        gym.utils.EzPickle.__init__(self)
+        self.walls, self.resets = set(), 0
+        for cell in (3, 9), (8, 2), (5, 9), (7, 9), (1, 9), (0, 7), (4, 8), (3, 3), (7, 8):
+            self.walls.add(cell)  # in an order that copies lack
+
+    def reset(self, **kwargs):
+        self.resets += 1
+        return super().reset(**kwargs)
+
+
+def test_train_compares_sets_and_counters_by_what_they_are():
+    used = Remade()
+    for _ in range(3):
+        used.reset()
+    for env in Remade(), used:
+        assert not ddpg.differences(env, Remade)
+    used.walls.add((9, 9))
+    assert ddpg.differences(used, Remade) == ["walls"]
+
+
+def test_train_sees_a_method_replaced_by_a_function_of_the_script():
+    env = Remade()
+    env.step = clock
+    assert ddpg.differences(env, Remade) == ["step"]
+
+
 def test_train_takes_an_object_that_was_used_before_as_it_was_made():
     env = gym.make(LANDER, render_mode="rgb_array")
     for used in env, gym.make(LANDER):
