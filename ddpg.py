@@ -1397,7 +1397,7 @@ def problems(probe, config, env):
             yield "it has no time limit: pass --max-episode-steps"
     while isinstance(probe, gym.Wrapper):
         if isinstance(probe, gym.wrappers.NormalizeObservation | gym.wrappers.NormalizeReward):
-            text = "has statistics that are in no policy: leave it out, for normalize, reward_scale"
+            text = "has statistics that are in no policy: leave it out, as scales are found anyway"
             yield f"{type(probe).__name__} {text}"
         probe = probe.env
 
