@@ -2906,7 +2906,7 @@ def test_env_with_statistics_of_its_own_is_refused_by_name(wrapper):
 
     gym.register("Normalised-v0", make, max_episode_steps=10)
     for env in make, make(), "Normalised-v0":
-        with pytest.raises(UsageError, match=f"{wrapper} .*normalize"):
+        with pytest.raises(UsageError, match=f"{wrapper} .*leave it out"):
             Training(small(), env)
 
 
