@@ -121,7 +121,6 @@ class Config:
     eval_episodes: int = flag(10, "episodes of an evaluation", 1, 10_000)
     solved_at: float = flag(None, "mean evaluation return that is a solution", -1e12, 1e12)
     stop_when_solved: bool = flag(True, "stop once 100 episodes confirm solved_at")
-    # fmt: on
 
     def __post_init__(self):
         if self.algo not in (None, *ALGOS):
@@ -152,6 +151,8 @@ class Config:
         tuned = PRESETS.get(env, {}) | ALGOS.get(explicit.get("algo"), {})
         return cls(**{"env": env, **tuned, **explicit})
 
+
+# fmt: on
 
 # ---- replay ----
 
@@ -539,8 +540,8 @@ def find_scales(agent, buffer):
     Observations get mean 0 and an sd of 0.2 to 2, rewards a root mean square of 0.03 to 10. What
     is in between keeps its scale, as random steps say little of how far a trained agent gets.
     """
-    if not hasattr(buffer, "units"):
-        return warn("a buffer without `units`: observations and rewards are not scaled")
+    if getattr(type(buffer), "add", None) is not ReplayBuffer.add:  # which scales what follows
+        return warn("a buffer with an `add` of its own: observations and rewards are not scaled")
     obs, _, R, *_ = buffer.rows[: len(buffer)].split(buffer.columns, dim=1)
     obs, R, enough = obs.cpu().double(), R.cpu().double(), len(obs) >= 100
     if agent.config.normalize and enough:
@@ -1200,7 +1201,7 @@ def load(path, device="cpu"):
     arrays, meta = read_npz(path)
     with refusing(path, "is not a policy file"):
         if meta.get("format") == 1:
-            meta["config"].pop("obs_scale")  # its weights are divided by it
+            meta["config"].pop("obs_scale", None)  # its weights are divided by it
         config, bounds = Config(**meta["config"]), np.float32([meta["low"], meta["high"]])
         step, score = meta["step"], meta["evaluation"]
         sound = meta["format"] in (1, FORMAT) and type(step) is int and 0 <= step <= 10**12
@@ -1357,7 +1358,6 @@ def values_in(env):
 
 
 HUMAN = 'render_mode "human" would draw each step: use --watch or viewer.py'
-
 
 
 def parts_of(space, name="observation"):

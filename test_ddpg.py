@@ -662,9 +662,18 @@ def test_scales_of_a_file_of_format_1_are_its_configs(tmp_path):
     assert old.reward_scale == 0.25 and np.array_equal(old.act(np.ones(3)), new.act(np.ones(3)))
 
 
-def test_scales_need_a_buffer_that_knows_them(capsys):
-    ddpg.find_scales(an_agent(1), [])
-    assert "without `units`" in capsys.readouterr().err
+def test_scales_need_a_buffer_that_applies_them(capsys):
+    class Mine(ReplayBuffer):
+        def add(self, *step):
+            self.rows[0] = 1e6  # not scaled
+            self.written = 200
+
+    agent, buffer = an_agent(1), Mine(200, 1, 1)
+    buffer.add()
+    for other in buffer, []:
+        ddpg.find_scales(agent, other)
+        assert "an `add` of its own" in capsys.readouterr().err
+    assert agent.obs_scale == 1 and agent.reward_scale == 1
 
 
 # ---- networks ----
