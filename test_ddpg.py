@@ -1916,6 +1916,9 @@ def test_train_begins_from_a_policy(tmp_path):
     assert run.agent.obs_mean.tolist() == [1, 0.5] and run.agent.reward_scale == 0.5
     stored_obs, _, R, next_obs, _ = stored(run, 50)
     assert np.allclose(stored_obs, (obs - [1, 0.5]) * [1, 0.25], atol=1e-6) and (R == 0.5).all()
+    far_away = Toy(obs=lambda t: [5e4, 1e3 * t])  # whose scales are not found, after 120 steps
+    run = run_for(small(learning_starts=120, total_steps=130), far_away, init=path)
+    assert run.agent.obs_mean.tolist() == [1, 0.5] and run.agent.reward_scale == 0.5
     # A file of format 1 has no scales
     arrays, meta = arrays_and_meta(path)
     old = {name: array for name, array in arrays.items() if not name.startswith("obs_")}
