@@ -42,6 +42,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import types
@@ -3566,10 +3567,16 @@ def test_folder_has_what_viewer_and_benchmarks_rely_on(tmp_path):
     assert Config(**config) == Config.preset(**SHORT, seed=1)
     viewer.import_ddpg()
     seen = viewer.read_run(folder)
-    assert [step for step, _ in seen.curve] == [0, 88, 176] and list(seen.policies) == steps
+    at, means = seen.log.curve("eval_mean")
+    assert list(at) == [0, 88, 176] and list(seen.policies) == steps
+    columns = zip(*(row[:4] for row in progress[1:]))  # step, episodes, seconds, steps_per_s
+    *_, speeds = ([float(cell or "nan") for cell in column] for column in columns)
+    assert np.array_equal(seen.log.table["steps_per_s"], speeds, equal_nan=True)
+    assert all(name in progress[0] for name in viewer.COLUMNS)
+    assert seen.log.config == config and seen.log.env == PENDULUM
     best = load(folder / "best.npz").meta
-    assert seen.best == best["step"]
-    assert best["evaluation"] == pytest.approx(max(mean for _, mean in seen.curve), rel=1e-5)
+    assert seen.best == best["step"] and not seen.faults
+    assert best["evaluation"] == pytest.approx(max(means), rel=1e-5)
 
 
 def test_folder_has_at_most_50_snapshots_evenly_spread(tmp_path):
@@ -6073,10 +6080,12 @@ def run(request, tmp_path, monkeypatch, runs):
 SHORT_EPISODES = pytest.mark.parametrize("run", [20], indirect=True, ids=["20 steps"])
 
 
-def open_window(target, *flags, size=(1000, 640)):
+def open_window(targets, *flags, size=(1000, 640)):
+    """The window of one or several runs or policy files."""
+    targets = [str(target) for target in (targets if isinstance(targets, list) else [targets])]
     surface = pygame.display.set_mode(size, pygame.RESIZABLE)
-    window = viewer.Window(surface, viewer.parse([str(target), *flags]))
-    window.open(target)
+    window = viewer.Window(surface, viewer.parse([*targets, *flags]))
+    window.open(targets)
     window.notice_for = 0
     return window
 
@@ -6093,7 +6102,7 @@ pressed = set()  # every key and character that a test has sent
 
 
 def post(window, *events):
-    """Events the way they really come, through the queue."""
+    """Events the way they really come, through the queue, before a picture."""
     pygame.event.clear()
     for event in events:
         pygame.event.post(event)
@@ -6101,26 +6110,35 @@ def post(window, *events):
             pressed.update({event.key, event.unicode.lower()})
     for event in pygame.event.get():
         window.attempt(window.handle, event)
+    window.attempt(window.settle)
 
 
-def key(name, typed=None):
+def key(name, typed=None, mod=0):
     """A key goes down: a character or pygame's name, and what it types if that is another one."""
     code = ord(name) if len(name) == 1 else getattr(pygame, f"K_{name.upper()}")
     typed = typed or (chr(code) if code < 128 else "")
-    return pygame.event.Event(pygame.KEYDOWN, key=code, unicode=typed, mod=0)
+    return pygame.event.Event(pygame.KEYDOWN, key=code, unicode=typed, mod=mod)
 
 
-def press(window, keys):
+def press(window, keys, mod=0):
     """`keys`: as `key` takes them, with a space between."""
-    down = key(*keys.split())
-    post(window, down, pygame.event.Event(pygame.KEYUP, key=down.key, mod=0))
+    down = key(*keys.split(), mod=mod)
+    post(window, down, pygame.event.Event(pygame.KEYUP, key=down.key, mod=mod))
 
 
 def mouse(window, pos, *actions):
+    """It meets what is in the picture that is there at the time, as in `loop`."""
     kinds = dict(down=pygame.MOUSEBUTTONDOWN, move=pygame.MOUSEMOTION, up=pygame.MOUSEBUTTONUP)
     pos = tuple(map(int, pos))
     for action in actions:
+        window.attempt(window.draw)
         post(window, pygame.event.Event(kinds[action], button=1, pos=pos))
+
+
+def hot(window, name, n=0):
+    """Draw it -> the Rect of what answers to the mouse under this name, or of the n-th."""
+    window.draw()
+    return [hot for hot in window.hot if hot.name == name][n].rect
 
 
 def drop(window, path):
@@ -6139,7 +6157,8 @@ def written_on(window):
     def recording(surface, rect, string, px, color=viewer.TEXT, align=0.0):
         used = text(surface, rect, string, px, color, align)
         where = pygame.Rect(rect.x + align * (rect.w - used), rect.y, used, px * 0.7)
-        written.append((string, where, px))
+        if used:
+            written.append((string, where, px))
         return used
 
     with pytest.MonkeyPatch.context() as patch:
@@ -6217,11 +6236,14 @@ def test_viewer_the_same_return_however_it_is_shown(env, kw, tmp_path):
         w = open_window(path, "--seed", "3")
         w.speed = speed
         assert finish(w, 1 / 60, drawn=True) == bare.episode.ret
-    repeat(30, w.step_by, -1)
-    assert not w.player.over and w.player.t == bare.t - 30
-    w.draw()
-    repeat(30, w.step_by, 1)
-    assert w.player.over and w.player.episode.ret == bare.episode.ret
+    for times in 1, 30:  # of which those are joined that come between two pictures
+        repeat(times, w.step_by, -1)
+        w.settle()
+        assert not w.player.over and w.player.t == bare.t - times
+        w.draw()
+        repeat(times, w.step_by, 1)
+        w.settle()
+        assert w.player.over and w.player.episode.ret == bare.episode.ret
     assert seeds_flown(w) == [[3]]  # one episode, however often it ended
 
 
@@ -6233,15 +6255,23 @@ def test_viewer_the_tape_repeats_noise_flying_and_pushing(env, tmp_path):
     act[0] = 1
     for i in range(60):
         player.step(act if 10 < i < 20 else None, (0.2, 0.1) if 20 < i < 25 else None)
-    rewards, trail, frame = player.rewards, player.trail, player.frame()
+    rewards, trail, frame = [*player.rewards], [*player.trail], player.frame()
+    ret, q = player.episode.ret, [*player.predicted()]
     player.seek(12)
     player.frame()
+    # What lies ahead is known, and nothing of it is flown
+    assert player.t == 12 and player.episode.ret == pytest.approx(sum(rewards[:12]))
+    assert (player.rewards, player.predicted(), len(player.tape)) == (rewards, q, 60)
+    player.rewards[12:], player.trail[13:] = [0.0] * 48, [0 * player.trail[0]] * 48
     while player.t < 60:
         player.step()
     assert player.rewards == rewards and np.array_equal(player.trail, trail) and player.assisted
-    assert np.array_equal(player.frame(), frame)
+    assert np.array_equal(player.frame(), frame) and player.episode.ret == ret
     player.seek(5)
     assert not player.assisted
+    player.step(act)  # from here on it is another episode
+    assert [len(it) for it in (player.tape, player.rewards, player.trail)] == [6, 6, 7]
+    assert len(player.predicted()) == 6 and player.assisted
 
 
 @pytest.mark.parametrize("env, terminated", [(LANDER, True), (PENDULUM, False)])
@@ -6251,6 +6281,9 @@ def test_viewer_realised_return_and_critic(tmp_path, env, terminated):
     generator = torch.Generator().manual_seed(0)
     for params in critic.parameters():  # two critics that differ
         torch.nn.init.normal_(params, generator=generator)
+    player.start(0)
+    player.step()
+    assert player.realised() == []  # as long as its end is not known
     fly(player)
 
     def q(obs, act):
@@ -6266,6 +6299,10 @@ def test_viewer_realised_return_and_critic(tmp_path, env, terminated):
     assert np.allclose(player.realised(), expected[:-1], rtol=1e-4)
     assert len(player.predicted()) == player.t
     assert np.isclose(player.predicted()[7], q(player.trail[7], player.tape[7][0]), rtol=1e-4)
+    player.seek(player.t - 20)
+    assert np.allclose(player.realised(), expected[:-1], rtol=1e-4)  # nor is it forgotten
+    player.step(np.zeros(len(policy.low)))
+    assert player.realised() == []
 
 
 def test_viewer_exhaust_does_not_pile_up(tmp_path):
@@ -6287,9 +6324,11 @@ def test_viewer_an_episode_seen_again_is_still_one(w):
     for _ in range(3):
         finish(w)
         w.restart()
-    assert seeds_flown(w) == [[0]] and "last 1: " in " ".join(words_on(w))
-    w.pinned.row["success"] = True
-    assert ", success rate 100.0%" in " ".join(words_on(w))
+    ((row,),) = (rows.values() for rows in w.results.values())
+    last = f"last return: {row['return']:.1f}"
+    assert row["seed"] == 0 and last in words_on(w)
+    row["success"] = True
+    assert last + ", success rate 100.0%" in words_on(w)
     finish(w)
     w.player.seek(190)
     w.player.step(np.ones(1))
@@ -6346,8 +6385,9 @@ def test_viewer_environments_are_closed_and_the_window_stays_open(run, monkeypat
     most = len(alive)
     for _ in range(3):
         pixels(w)  # an environment that has drawn would close all windows with itself
-        w.choose("first")
-        w.choose("newest")
+        press(w, "Home")
+        press(w, "End")
+        assert step_shown(w) == 3000
         w.pin()
         w.restart()
         w.pin()
@@ -6361,7 +6401,7 @@ def test_viewer_frames_of_any_shape(run):
 
     def show(player, frame):
         player.episode.call = lambda method: frame
-        player.picture = None
+        player.picture = player.broken = None
 
     for shapes in itertools.product([(900, 90, 3), (90, 900, 4)], repeat=2):
         for player, shape in zip(w.players, shapes, strict=True):
@@ -6372,45 +6412,68 @@ def test_viewer_frames_of_any_shape(run):
     for frame in np.zeros((90, 90)), None:
         show(w.player, frame)
         w.draw()
-        assert "not of (height, width, 3)" in w.notice
+        assert "not (height, width, 3)" in w.notice
 
 
-@pytest.mark.parametrize("size, last", [((1000, 640), "12 of 24"), ((2560, 1440), "o23")])
-def test_viewer_as_much_of_an_observation_as_there_is_room_for(size, last, tmp_path):
+@pytest.mark.parametrize("size, least", [((1000, 640), 0), ((1920, 1080), 10), ((1000, 1600), 24)])
+def test_viewer_as_much_of_an_observation_as_there_is_room_for(size, least, tmp_path):
     words = words_on(open_window(make_policy(tmp_path / "policy.npz", WALKER), size=size))
-    assert {"o0", "o5", "a0", "a3", "observation", "critic's Q", last} <= set(words)
+    names = ["hip1", "knee1", "hip2", "knee2", *viewer.KNOWN["BipedalWalker"].observations]
+    shown = [word for word in words if word in names]
+    n = len(shown) - 4
+    assert shown == names[: len(shown)] and n >= least
+    said = "observation" + f", {n} of 24" * (n < 24)
+    assert [word for word in words if word.startswith("obs")] == [said] * (n > 0)
+    assert {"return so far", "critic's Q", "reward", "action"} <= set(words)
 
 
-def test_viewer_a_long_episode_is_drawn_as_fast_as_a_short_one(monkeypatch):
-    lines, surface = recorded(monkeypatch, pygame.draw, "line"), pygame.Surface((300, 100))
-    values = np.sin(np.arange(100_000)).tolist()
-    viewer.draw_plot(surface, surface.get_rect(), [(values, viewer.BLUE, False)], 100_000, 14)
-    assert 100 < len(lines) < 3_000 and max(max(b) for *_, b, _ in lines[1:]) > 200
+def test_viewer_a_long_episode_is_drawn_as_fast_as_a_short_one(w, monkeypatch):
+    drawn, n = recorded(monkeypatch, pygame.draw, "aalines"), 100_000
+    player, rect = w.player, pygame.Rect(0, 0, 300, 100)
+    player.rewards, player.t = np.sin(np.arange(n)).tolist(), n
+    player.tape = [None] * n
+    began = time.process_time()
+    viewer.draw_rewards(w, rect)
+    assert time.process_time() - began < 0.5  # 0.03 s
+    curve = [points for *_, points in drawn if len(points) > 2]
+    assert 1 <= len(curve) <= 3 and all(1_000 < len(points) <= 4_000 for points in curve)
+    plot = viewer.Plot(w.surface, rect, (0, n - 1), (-1, 1), w.px)
+    assert curve[0][0][0] == plot.inner.x and curve[0][-1][0] > plot.inner.right - 3
 
 
 def test_viewer_a_film_keeps_its_shape_and_adds_nothing_after_the_end(w):
+    """Whatever the window's size, where the mouse is and what it has to say."""
+    films = []
     finish(w)
-    w.player.seek(198)
-    w.record_gif()
-    repeat(12, w.step_by, 1)
-    assert w.film.durations == [50, 1500]
-    before = w.film.frames[0].size
-    w.surface = pygame.display.set_mode((400, 640), pygame.RESIZABLE)
-    w.draw()
-    w.film.add(w.surface, False)
-    last = np.asarray(w.film.frames[-1].convert("RGB"))
-    assert w.film.frames[-1].size == before and last[:, 250:390].any()
-    assert not last[:, :150].any() and not last[:, -150:].any()
+    for size in (1000, 640), (400, 640):
+        w.player.seek(198)
+        press(w, "g")
+        films.append(w.film.path)
+        press(w, ".")
+        if len(films) > 1:
+            w.surface = pygame.display.set_mode(size, pygame.RESIZABLE)
+            mouse(w, (320, 390), "move")  # which is on the timeline of the film
+            w.say("of no interest to those who see the film")
+        repeat(12, w.step)
+        press(w, "g")
+        assert w.player.over and not w.film and "2 pictures" in w.notice
+    with Image.open(films[0]) as film, Image.open(films[1]) as other:
+        assert (film.size, film.n_frames) == ((640, 400), 2)
+        for frame, duration in enumerate([30, 1500]):  # ms
+            film.seek(frame)
+            other.seek(frame)
+            assert film.info["duration"] == other.info["duration"] == duration
+            assert film.convert("RGB").tobytes() == other.convert("RGB").tobytes()
 
 
 # ---- the window ----
 
 
 def test_viewer_every_key(w):
-    def changes(keys):
+    def changes(keys, mod=0):
         """Press -> whether that changes the picture, but for a notice."""
         before = pixels(w)
-        press(w, keys)
+        press(w, keys, mod)
         w.notice_for = 0
         return not np.array_equal(before, pixels(w))
 
@@ -6424,15 +6487,26 @@ def test_viewer_every_key(w):
     for keys, by in (".", 1), ("Right", 1), (",", -1), ("Left", -1):
         t, ret = w.player.t, w.player.episode.ret
         assert changes(keys) and w.player.t == t + by and w.player.episode.ret != ret
-    press(w, "Space")
+    shift = pygame.KMOD_LSHIFT  # with which layouts type other characters
+    for keys, t in (". >", 17), ("Right", 27), (", ;", 17), ("Left", 7), (", <", 0), (". :", 10):
+        assert changes(keys, shift) and w.player.t == t
+    press(w, "Space", shift)
     assert not w.paused
     for keys in "r", "Backspace":
         w.update(0.2)
         assert w.player.t and changes(keys) and w.player.t == 0 and w.seed == 0
-    for keys, seed in ("n", 1), ("Return", 2):
+    for keys, seed in ("n", 1), ("Return", 2), ("n", 3), ("p", 2):
         assert changes(keys) and w.seed == w.player.seed == seed
     press(w, "l L")
     assert w.locked
+    assert changes("e") and w.hold
+    finish(w)
+    for _ in range(20):
+        w.update(0.25)
+        assert w.player.over
+    assert changes("e")
+    w.update(0.25)
+    assert not w.player.over  # now it goes on
     finish(w)
     repeat(5, w.update, 0.25)
     assert w.player.over  # its last picture stays for 1.5 s
@@ -6444,17 +6518,18 @@ def test_viewer_every_key(w):
     repeat(9, press, w, "+")
     assert w.speed == viewer.SPEEDS[-1]
     press(w, "0")
+    t = w.player.t
     snapshots = {"PageUp": 1000, "PageDown": 2000, "8 [": 1000, "9 ]": 2000, "Home": 0, "End": 3000}
     for keys, step in [*snapshots.items(), ("b", 2000)]:
         assert changes(keys) and step_shown(w) == step and w.player.seed == w.seed
-        assert w.follow == (step == 3000)
+        assert w.follow == (step == 3000) and w.player.t == t > 0
     press(w, "Home")
     press(w, "PageUp")
     assert step_shown(w) == 0
-    assert changes("c") and w.pinned
+    assert changes("c") and w.pinned and w.pinned.t == t
     press(w, "End")
     w.update(0.2)
-    assert w.pinned.t == w.player.t > 0 and step_shown(w) == 3000
+    assert w.pinned.t == w.player.t > t and step_shown(w) == 3000
     assert w.pinned.policy.meta["step"] == 0 and w.pinned.episode.ret != w.player.episode.ret
     assert np.array_equal(w.pinned.trail[0], w.player.trail[0])
     press(w, "c")
@@ -6464,62 +6539,116 @@ def test_viewer_every_key(w):
         assert changes(keys) and getattr(w, name) != before and w.player.noisy == w.noisy
         press(w, keys)
         assert getattr(w, name) == before
+    for curve in 1, 2, 3, 0:
+        assert changes("t") and viewer.CURVES[w.curve] == viewer.CURVES[curve]
+    press(w, "o")
+    assert "only one run is open" in w.notice and step_shown(w) == 3000
+    w.update(0.2)
+    file = f"{PENDULUM}-step3000-seed2-t{w.player.t}"
     press(w, "s")
-    assert pygame.image.load(f"{PENDULUM}-step3000-seed2.png").get_size() == (1000, 640)
+    assert w.notice == f"saved {file}.png in {os.getcwd()}"
+    assert pygame.image.load(file + ".png").get_size() == (1000, 640)
     press(w, "g")
     t = w.player.t
     repeat(5, w.update, 0.04)
     press(w, "g")
-    with Image.open(f"{PENDULUM}-step3000-seed2.gif") as film:
+    assert w.notice == f"saved {file}.gif, {w.player.t - t} pictures, in {os.getcwd()}"
+    with Image.open(file + ".gif") as film:
         assert 5 <= w.player.t - t == film.n_frames  # every step, drawn or not
     for full_screen in True, False:
         press(w, "f")
         assert bool(w.surface.get_flags() & pygame.FULLSCREEN) == full_screen
-    for keys in "h", "F1", "6 ?":
+    for keys in "h", "F1", "6 ?", "/ ?":
         assert changes(keys) and w.show_help
         press(w, "Escape")
         assert w.alive and not w.show_help
+    w.notice_for = 0
     press(w, "q")
     assert not w.alive
-    assert w.notice_for <= 0 or w.notice.startswith("saved")
+    assert w.notice_for <= 0
     assert set(viewer.ACTION_OF) <= pressed
 
 
+def test_viewer_escape_leaves_full_screen_first(w):
+    for size in (640, 400), (1000, 640):
+        w.surface = pygame.display.set_mode(size, pygame.RESIZABLE)
+        press(w, "f")
+        press(w, "h")
+        for keys in "Escape", "Escape":
+            assert w.surface.get_flags() & pygame.FULLSCREEN
+            press(w, keys)
+        assert w.alive and not w.show_help and not w.surface.get_flags() & pygame.FULLSCREEN
+        assert w.surface.get_size() == size == pygame.display.get_surface().get_size()
+    press(w, "Escape")
+    assert not w.alive
+
+
 def test_viewer_everything_works_by_mouse_too(w, monkeypatch):
-    """A click below the scene opens the key table, and one on a row does what its key does."""
+    """A click on the words below the scene opens the key table, one on a row does what its key
+    does, and the buttons do what they show."""
     rows = {meaning: i for i, (_, _, meaning) in enumerate(viewer.KEYS)}
     words = [word for keys, _, meaning in viewer.KEYS for word in (keys, meaning)]
 
     def choose(meaning):
         w.show_help = False
-        mouse(w, w.panes()["bar"].center, "down", "up")
+        mouse(w, hot(w, "help").center, "down", "up")
         assert w.show_help and words_on(w) == words
         mouse(w, viewer.table(w.surface.get_rect(), len(rows))[rows[meaning]].center, "down", "up")
         assert not w.show_help and w.notice_for <= 0, w.notice
 
-    for meaning in "untrained agent", "pause or go on", "one step forward", "quit":
+    for meaning in "untrained agent", "pause or go on", "one step on, Shift: ten", "quit":
         choose(meaning)
     assert step_shown(w) == 0 and w.paused and w.player.t == 1 and not w.alive
-    called = []
+    for n, attribute, value in (1, "paused", False), (1, "paused", True), (4, "speed", 2):
+        mouse(w, hot(w, "button", n).center, "down", "up")
+        assert getattr(w, attribute) == value
+    for n, seed in (2, 1), (2, 2), (0, 1):
+        mouse(w, hot(w, "button", n).center, "down", "up")
+        assert w.seed == w.player.seed == seed
+    mouse(w, hot(w, "button", 3).center, "down", "up")
+    assert w.speed == 1
+    hints = "previous seed (P)", "play (Space)", "next seed (N)", "slower (-)", "faster (+)"
+    for n, hint in enumerate(hints):
+        mouse(w, hot(w, "button", n).center, "move")
+        assert hint in words_on(w)
+    assert len([hot for hot in w.hot if hot.name == "button"]) == len(hints)
+    called, opening = [], ("toggle", "show_help")
+
+    def recording(name, method):
+        def call(*args):
+            called.append((name, *args))
+            if called[-1] == opening:
+                method(*args)
+
+        return call
+
     for name in {action[0] for _, action, _ in viewer.KEYS if action}:
-        monkeypatch.setattr(w, name, lambda *args, name=name: called.append((name, *args)))
+        monkeypatch.setattr(w, name, recording(name, getattr(w, name)))
     for _, action, meaning in viewer.KEYS:
         called.clear()
         choose(meaning)
-        assert called == ([action] if action and action[-1] != "show_help" else []), meaning
+        assert called == [opening, action or opening], meaning
 
 
-def test_viewer_a_key_held_repeats_and_does_not_pile_up(w):
+def test_viewer_a_key_held_repeats_and_does_not_pile_up(w, monkeypatch):
     post(w, *[key(".")] * 3)
     assert w.player.t == 3
     post(w, *[key("n")] * 3)
     assert w.seed == 1
     repeat(50, w.step)
-    pygame.event.clear()
-    repeat(9, pygame.event.post, key(","))  # while one step back took as long as nine of them
-    w.update = lambda dt: w.quit()
-    w.loop()
-    assert w.player.t == 48  # the press itself, and one repetition
+    went, loaded = recorded(monkeypatch, viewer.Player, "seek"), recorded(monkeypatch, ddpg, "load")
+
+    def while_it_is_busy(event, times):
+        pygame.event.clear()
+        repeat(times, pygame.event.post, event)
+        w.update, w.alive = lambda dt: w.quit(), True
+        w.loop()
+
+    while_it_is_busy(key(","), 9)  # while one step back took as long as nine of them
+    assert w.player.t == 41 and len(went) == 1  # in one go
+    went.clear()
+    while_it_is_busy(key("PageUp"), 2)
+    assert step_shown(w) == 0 and len(loaded) == len(went) == 1 and w.player.t == 41
 
 
 def test_viewer_flying(w):
@@ -6537,6 +6666,13 @@ def test_viewer_flying(w):
     assert w.touch()[0] is None
     w.restart()
     assert not w.player.assisted
+    w.pin()
+    post(w, key("Left"))
+    w.update(0.2)
+    assert w.player.tape[-1][2] and not w.pinned.tape[-1][2]  # only the left one is flown
+    you, agent = (f"{player.episode.ret:.1f}" for player in w.players)
+    captions = {f"{who}   trained 2,000 steps" for who in (f"you {you}", f"pinned agent {agent}")}
+    assert captions <= set(words_on(w))
 
 
 def test_viewer_pushing(w):
@@ -6570,9 +6706,10 @@ def test_viewer_a_push_goes_where_the_mouse_goes():
     }.items():
         env = gym.make(name).unwrapped
         env.reset(seed=0)
+        known = viewer.what_is_known(env, name, [len(SPACES[name][1]), SPACES[name][0]])
         for by in [(1, 0)] if name == CAR else [(1, 0), (0, 1)]:
             before = np.array(velocity(env))
-            viewer.push(env, *by)
+            known.push(env, *by)
             assert np.dot(np.array(velocity(env)) - before, by) > 0, (name, by)
 
 
@@ -6590,17 +6727,26 @@ def test_viewer_where_the_arrows_go(tmp_path):
 
 
 def test_viewer_speeds(w, monkeypatch):
-    for by, due, words in (-3, 4, "0.125x (0.1x)"), (0, 37, "1x (1.0x)"), (2, 150, "4x (4.0x)"):
+    for by, due, words in (-3, 4, "0.125x"), (0, 37, "1x"), (2, 150, "4x"):
         w.change_speed(by)
         w.restart()
         repeat(10, w.update, 1 / 8)
-        assert w.player.t == due and any(line.startswith(words) for line in words_on(w))
+        assert w.player.t == due and words + "   deterministic   seed 0" in words_on(w)
+    w.change_speed(0)
+    finish(w)
+    repeat(5, w.update, 1 / 4)  # the pause after the end counts for nothing
+    assert w.player.over and "1x   deterministic   seed 0" in words_on(w)
     clock = itertools.count()
     monkeypatch.setattr(viewer.time, "perf_counter", lambda: 0.009 * next(clock))
-    w.speed = viewer.SPEEDS[-1]
+    w.change_speed(2)
     w.restart()
+    repeat(6, w.update, 0.2)
+    assert w.player.t == 18  # 0.02 s of steps, then the window answers again
+    assert "4x (really 0.5x)   deterministic   seed 0" in words_on(w)
+    repeat(9, w.change_speed, 1)
+    t = w.player.t
     w.update(0.2)
-    assert 0 < w.player.t < 5  # 0.02 s of steps, then the window answers again
+    assert w.player.t == t + 3 and "max   deterministic   seed 0" in words_on(w)
 
 
 def test_viewer_going_on_after_a_step_back_keeps_the_pace(w):
@@ -6614,14 +6760,15 @@ def test_viewer_going_on_after_a_step_back_keeps_the_pace(w):
 
 def test_viewer_notices_go_by_themselves_and_a_paused_window_rests(w, monkeypatch):
     w.paused = True
-    press(w, "Home")
-    press(w, "PageUp")
     notice = "there is no previous snapshot"
-    assert notice in words_on(w)
-    w.update(4.9)
-    assert notice in words_on(w) and not w.dirty
-    w.update(0.2)
-    assert w.dirty and notice not in words_on(w)
+    for goes in partial(w.update, 0.2), partial(press, w, "t"):  # by itself, or with a key
+        press(w, "Home")
+        press(w, "PageUp")
+        assert notice in words_on(w)
+        w.update(4.9)
+        assert notice in words_on(w) and not w.dirty
+        goes()
+        assert w.dirty and notice not in words_on(w)
     drawn, rounds = recorded(monkeypatch, w, "draw"), itertools.count(1)
 
     def update(dt):
@@ -6636,34 +6783,91 @@ def test_viewer_notices_go_by_themselves_and_a_paused_window_rests(w, monkeypatc
 
 
 def test_viewer_the_critic_is_drawn_with_what_came(w, monkeypatch):
-    drawn, p = recorded(monkeypatch, viewer, "draw_plot"), w.player
-    for go in w.step, lambda: finish(w):
+    drawn, orange, blue = recorded(monkeypatch, viewer, "draw_series"), viewer.ORANGE, viewer.BLUE
+    for go in w.step, partial(finish, w), w.pin:
         go()
         drawn.clear()
         w.draw()
-        realised = p.realised() if p.over else []
-        critic = [(p.predicted(), viewer.ORANGE, False), (realised, viewer.BLUE, True)]
-        reward = [(p.rewards, viewer.BLUE, False)]
-        assert [curves for _, _, curves, *_ in drawn] == [critic, reward]
+        p, pinned = w.player, w.pinned
+        critic = [(p, "critic's Q", p.predicted(), orange, False)]
+        critic += [(p, "realised", p.realised(), viewer.YELLOW, False)] * p.over
+        reward = [(p, "reward", p.rewards, orange, False)]
+        if pinned:
+            critic.append((pinned, "pinned", pinned.predicted(), blue, True))
+            reward.append((pinned, "pinned", pinned.rewards, blue, True))
+        assert [curves for *_, curves in drawn] == [critic, reward]
+        assert {what for _, what, *_ in critic + reward} <= set(words_on(w))
     surface = pygame.Surface((300, 100))
-    viewer.draw_plot(surface, surface.get_rect(), [(list(range(100)), viewer.BLUE, True)], 100, 14)
-    line = np.argwhere((pygame.surfarray.array3d(surface) == viewer.BLUE).all(2))
-    assert line[0, 1] > line[-1, 1] + 50 and 100 < len(set(line[:, 0])) < 200  # it rises, in dashes
+    for dashed in False, True:
+        plot = viewer.Plot(surface, surface.get_rect(), (0, 99), (0, 99), 14)
+        plot.line(np.arange(100), np.arange(100), blue, dashed)
+        far = np.abs(pygame.surfarray.array3d(surface).astype(int) - blue).max(2)
+        line = np.argwhere(far < 60)  # its edges are soft
+        columns, (left, right) = set(line[:, 0]), (plot.inner.x, plot.inner.right)
+        assert line[0, 1] > line[-1, 1] + 50  # it rises
+        assert columns <= set(range(left, right + 1)) and left in columns
+        share = len(columns) / (right - left)
+        assert 0.5 < share < 0.8 if dashed else share >= 1
+
+
+def test_viewer_what_lies_ahead_is_dimmed_and_the_cursor_is_at_the_moment(w):
+    repeat(40, w.step)
+    w.player.seek(20)
+
+    cursors = []
+    for name in "critic", "rewards":
+        x, y, width, height = hot(w, name)
+        part = pygame.surfarray.array3d(w.surface)[x : x + width // 2, y : y + height].astype(int)
+        (cursor,) = np.flatnonzero((part == viewer.TEXT).all(2).all(1))
+        orange = (part[..., 0] - part[..., 2]).max(1)  # 230, or 112 where dimmed
+        flown, dim = np.flatnonzero(orange > 170), np.flatnonzero((90 < orange) & (orange < 130))
+        assert cursor - 3 < max(flown) <= cursor + 1
+        assert len(flown) > 0.8 * (cursor - min(flown)) and sum(dim > cursor) > 0.6 * cursor
+        assert np.isclose(max(dim) - min(flown), 2 * (cursor - min(flown)), rtol=0.1)
+        cursors.append(cursor)
+    assert cursors[0] == cursors[1]
 
 
 def test_viewer_what_the_panel_says(tmp_path):
+    w = open_window(make_policy(tmp_path / "policy.npz", LANDER), size=(1000, 1000))
+    for t in range(1, 10):
+        w.step(np.array([t / 10, -t / 100]))
+    player = w.player
+    names = {"main", "side", "x", "y", "vx", "vy", "angle", "spin", "leg1", "leg2"}
+    for t in 9, 5:  # as it was at that moment
+        player.seek(t)
+        said = {"return so far", f"{sum(player.rewards[:t]):.1f}", f"t = {t}/1,000", "assisted"}
+        said |= {f"{value:+.2f}" for value in player.trail[t]} - {"-0.00"}
+        said |= {f"{values[t - 1]:.3g}" for values in (player.rewards, player.predicted())}
+        said |= {"yours", f"+{t / 10:.2f}", f"-{t / 100:.2f}"}
+        assert said | names <= set(words_on(w))
+    finish(w)
+    assert player.row["terminated"] and {"lost", "assisted"} & set(words_on(w)) == {"lost"}
+
+
+def test_viewer_bars_of_actions_and_their_dead_zones(tmp_path):
     w = open_window(make_policy(tmp_path / "policy.npz", LANDER))
-    repeat(9, w.step, np.array([0.25, -1.0]))
-    numbers = {f"{value:+.2f}" for value in w.player.trail[-1]}
-    assert numbers | {"+0.25", "-1.00", "step 9/1000   assisted"} <= set(words_on(w))
-    surface = pygame.Surface((300, 60))  # bars from x = 80 to 236, at y = 0 and 20
-    viewer.draw_gauges(surface, surface.get_rect(), w.player, np.array([0.5, -0.75]), False, 16)
-    seen = pygame.surfarray.array3d(surface)
-    dead_zones = [(1, viewer.LINE, (80, 157)), (21, viewer.LINE, (119, 196))]
-    bars = [(8, viewer.ORANGE, (158, 196)), (28, viewer.BLUE, (99, 157))]
-    for y, color, ends in dead_zones + bars:
-        columns = np.flatnonzero((seen[:, y] == color).all(1))
-        assert np.allclose((columns.min(), columns.max()), ends, atol=2)
+    w.step(np.array([0.5, -0.75]))
+    w.pin()
+    w.pinned.tape[0] = np.array([-0.5, 0.25]), None, False
+    surface = w.surface = pygame.Surface((400, 120))
+    px = w.px
+    for helped, color in (False, viewer.ORANGE), (True, viewer.YELLOW):
+        w.player.tape[0] = np.array([0.5, -0.75]), None, helped
+        surface.fill(viewer.BACK)
+        viewer.draw_actions(w, surface.get_rect())
+        seen = pygame.surfarray.array3d(surface)
+        tops = [(i + 1) * (px + 4) for i in range(2)]
+        field = np.flatnonzero((seen[:, tops[0] + 1] != viewer.BACK).any(1))
+        x = partial(np.interp, xp=(-1, 1), fp=(field.min(), field.max()))
+        dead_zones = [(tops[0] + 1, viewer.LINE, (-1, 0)), (tops[1] + 1, viewer.LINE, (-0.5, 0.5))]
+        bars = [(tops[0] + px // 2, color, (0, 0.5)), (tops[1] + px // 2, color, (-0.75, 0))]
+        for y, shown, ends in dead_zones + bars:
+            columns = np.flatnonzero((seen[:, y] == shown).all(1))
+            assert np.allclose((columns.min(), columns.max()), x(ends), atol=2.5), (y, ends)
+        for top, pinned in zip(tops, (-0.5, 0.25), strict=True):
+            columns = np.flatnonzero((seen[:, top + 1] == viewer.BLUE).all(1))
+            assert abs(columns.mean() - x(pinned)) < 2
 
 
 def test_viewer_the_policy_map(w):
@@ -6676,84 +6880,179 @@ def test_viewer_the_policy_map(w):
         strongest = viewer.ORANGE if unit > 0 else viewer.BLUE
         color = viewer.FIELD + np.subtract(strongest, viewer.FIELD) * abs(unit)
         assert np.abs(image[x, y] - color).max() < 2
-    surface = pygame.Surface((200, 120))
-    viewer.draw_map(surface, surface.get_rect(), w.player)
-    drawn = pygame.surfarray.array3d(surface)
-    assert (drawn.sum(2) > 0).mean() > 0.95  # of a surface that was black
-    ring = np.argwhere((drawn == viewer.YELLOW).all(2)).mean(0)
-    cos, sin, velocity = w.player.trail[-1]
-    x = np.interp(np.arctan2(sin, cos), viewer.ANGLES, (0, 199))
-    assert np.allclose(ring, (x, np.interp(velocity, (-8, 8), (119, 0))), atol=1.5)
+    for t in 9, 4:  # at the moment, not at the end of what is known
+        w.player.seek(t)
+        w.surface = pygame.Surface((200, 144))
+        viewer.draw_map(w, w.surface.get_rect())
+        drawn = pygame.surfarray.array3d(w.surface)[:, w.px + 4 :]  # below the title
+        assert (drawn.sum(2) > 0).mean() > 0.95  # of a surface that was black
+        ring = np.argwhere((drawn == viewer.YELLOW).all(2)).mean(0)
+        cos, sin, velocity = np.array(w.player.trail[: t + 1]).T
+        x = np.interp(np.arctan2(sin, cos), viewer.ANGLES, (0, 199))
+        y = np.interp(velocity, (-8, 8), (drawn.shape[1] - 1, 0))
+        assert np.allclose(ring, (x[-1], y[-1]), atol=1.5)
+        trail = np.argwhere((drawn == viewer.TEXT).all(2))
+        (_, highest), (_, lowest) = trail.min(0), trail.max(0)
+        assert len(trail) > 3 and y.min() - 2 < highest and lowest < y.max() + 3
 
 
 def test_viewer_the_timeline_shows_the_curve_and_goes_to_a_policy(w):
-    area = w.panes()["timeline"]
+    area = hot(w, "timeline")
 
     def where(color):
         part = pixels(w)[area.x : area.right, area.y : area.bottom]
-        return np.argwhere((part == color).all(2))
+        return np.argwhere((part == color).all(2)) + area.topleft
 
     (x0, y0), (x1, y1) = where(viewer.BLUE)[[0, -1]]
-    assert x0 < 20 and x1 > area.w - 20 and y0 > y1 + 40  # from -1000 up to -700
-    assert "B" in words_on(w)
-    for step in 2000, 0:
-        ring = where(viewer.ORANGE)[:, 0].mean() + area.x
-        assert abs(ring - viewer.timeline_x(area, w.run, step)) < 2
-        press(w, "Home")
-    for step in 3000, 1000, 0:
-        mouse(w, (viewer.timeline_x(area, w.run, step), area.centery), "down")
-        assert step_shown(w) == step
+    axis = {word: place for word, place, _ in written_on(w) if area.contains(place)}
+    assert {"0", "1,000", "2,000", "-1000", "-800", "B"} <= set(axis)
+    assert "test score over training steps" in axis
+    # It rises from the height of -1000 at step 0 to -700 at step 3000
+    thousand = axis["2,000"].centerx - axis["1,000"].centerx
+    x_of = {step: axis["1,000"].centerx + (step / 1000 - 1) * thousand for step in w.run.policies}
+    assert abs(x0 - x_of[0]) < 2 and abs(y0 - axis["-1000"].centery) < 4
+    higher = (axis["-1000"].centery - axis["-800"].centery) * 1.5
+    assert abs(x1 - x_of[3000]) < 3 and abs(y0 - y1 - higher) < 5 and higher > 30
+    assert 0 < axis["B"].x - x_of[2000] < 20
+    rings = {}
+    for keys, step in ("b", 2000), ("PageUp", 1000), ("Home", 0):
+        press(w, keys)
+        ring = where(viewer.ORANGE).mean(0)
+        assert abs(ring[0] - x_of[step]) < 2 and ring[1] > axis["0"].bottom
+        rings[step] = ring
+    assert w.player.t == 0
+    w.pin()
+    repeat(5, w.step)
+    pinned = [x for x, y in where(viewer.BLUE) if y > axis["0"].bottom]
+    assert abs(np.mean(pinned) - rings[0][0]) < 2
+    for step in 2000, 1000, 0:
+        for x, y in rings[step], (rings[step][0], area.y + 30):  # in the row or in the plot
+            mouse(w, (x + 3, y), "down", "up")
+            assert step_shown(w) == step and w.player.t == 5
     mouse(w, area.midright, "move")
-    assert step_shown(w) == 3000 and w.seed == 0
+    assert step_shown(w) == 0
+    mouse(w, area.midleft, "down")
+    mouse(w, area.midright, "move")
+    assert step_shown(w) == 3000 and w.seed == 0 and w.player.t == 5
+    mouse(w, (0, 0), "move")  # it holds on to it
+    assert step_shown(w) == 0
     mouse(w, area.midright, "up")
-    mouse(w, area.midleft, "move")
-    assert step_shown(w) == 3000
+    mouse(w, area.midright, "move")
+    assert step_shown(w) == 0
 
 
-@pytest.mark.parametrize("env", [PENDULUM, LANDER])
-def test_viewer_every_size(env, tmp_path):
+def test_viewer_a_policy_that_ends_early_does_not_lose_the_moment(w, run):
+    make_policy(snapshot(run, 1000), seed=1, step=1000, max_episode_steps=20)
+    repeat(60, w.step)
+    for keys, t in ("PageUp", 20), ("Home", 60), ("PageDown", 20), ("b", 60), ("PageUp", 20):
+        press(w, keys)
+        assert w.player.t == t and w.player.over == (t == 20)
+    for keys, t in (",", 19), ("Home", 19), ("r", 0), ("PageDown", 0):  # until it is another one
+        press(w, keys)
+        assert w.player.t == t
+
+
+def several_runs(folder, run, n=3):
+    """Copies of a run as a training of `n` seeds would have left them -> their folder."""
+    for seed in range(n):
+        path = folder / f"td3-seed{seed}"
+        shutil.copytree(run, path)
+        config = dict(env=PENDULUM, algo="td3", seed=seed, solved_at=-150.0, total_steps=3000)
+        (path / "config.json").write_text(json.dumps({"config": config}))
+        rows = ["step,steps_per_s,train_return,eval_mean,eval_std,critic_loss,mean_q"]
+        for i in range(4):
+            rows.append(f"{1000 * i},500,{-1200 + 300 * i},{-1000 + 100 * i * seed},9.5,0.{i},{-i}")
+        (path / "progress.csv").write_text("\n".join(rows))
+    return folder
+
+
+def writing_is_in_order(w):
     """Nothing is written outside the window, over something else, or too small to read."""
-    path = make_policy(tmp_path / "policy.npz", env, max_episode_steps=50)
-    sizes = (320, 240), (480, 320), (640, 400), (1000, 640), (1280, 1024), (2560, 1440), (500, 1200)
-    for size in sizes:
-        w = open_window(path, size=size)
-        window = w.surface.get_rect()
-        assert window.size == size
-        assert all(window.contains(pane) for pane in w.panes().values() if pane.w)
-        fly_it = partial(w.step, np.ones_like(w.player.policy.low))
-        for act in fly_it, partial(finish, w), w.pin, partial(w.toggle, "show_help"):
+    window, written = w.surface.get_rect(), written_on(w)
+    assert w.notice_for <= 0, w.notice
+    assert len(written) > 4
+    for i, (string, box, px) in enumerate(written):
+        assert window.contains(box) and px >= 11, (window.size, box, string, px)
+        for other, place, _ in written[:i]:
+            assert not box.colliderect(place), (window.size, string, box, other, place)
+
+
+SIZES = [(320, 240), (480, 320), (640, 400), (1000, 640), (1280, 1024), (1920, 1080), (2560, 1440)]
+
+
+@pytest.mark.parametrize("size", [*SIZES, (500, 1200)], ids=lambda size: f"{size[0]}x{size[1]}")
+@pytest.mark.parametrize("what", [PENDULUM, LANDER, "runs"])
+def test_viewer_every_size(what, size, run, tmp_path):
+    if what == "runs":
+        target = several_runs(tmp_path / "several", run)
+    else:
+        target = make_policy(tmp_path / "policy.npz", what, max_episode_steps=50)
+    w = open_window(target, size=size)
+    assert w.surface.get_size() == size
+    assert all(w.surface.get_rect().contains(pane) for pane in w.panes().values() if pane.w)
+    fly_it = partial(w.step, np.ones_like(w.player.policy.low))
+    writing_is_in_order(w)
+    acts = [fly_it, partial(finish, w), w.pin, *[w.next_curve] * 3, partial(w.toggle, "show_help")]
+    for act in acts:
+        act()
+        w.notice_for = 0
+        writing_is_in_order(w)
+        assert (pygame.surfarray.array3d(w.surface) != viewer.BACK).any()
+
+
+@pytest.mark.parametrize("size", [(320, 240), (1000, 640)])
+def test_viewer_hints_stay_within_the_window_wherever_the_mouse_is(run, tmp_path, size):
+    """They are what may lie over other words."""
+    w = open_window(several_runs(tmp_path / "several", run), size=size)
+    repeat(60, w.step)
+    plain, hints = written_on(w), []
+    for rect in [hot.rect for hot in w.hot]:
+        for right, down in itertools.product((0, 0.3, 0.6, 1), (0, 0.5, 1)):
+            w.mouse = rect.x + int(right * (rect.w - 1)), rect.y + int(down * (rect.h - 1))
+            shown = written_on(w)
+            assert w.notice_for <= 0 and shown[: len(plain)] == plain
+            assert len(shown) <= len(plain) + 1
+            for hint, box, _ in shown[len(plain) :]:
+                hints.append(hint)
+                assert w.surface.get_rect().contains(box), (hint, box)
+    hints = " ".join(hints)
+    assert ("next seed (N)" in hints) == (size[0] > 320)
+    assert ("t = 1: critic's Q -" in hints) == bool(w.panes()["panel"].w)
+    assert re.search(r"step \d,000: -\d+\.\d ± 9\.5, td3-seed\d", hints)
+
+
+@pytest.mark.parametrize("size", [(800, 100), (100, 800), (460, 40), (100, 100)])
+def test_viewer_a_window_too_small_for_anything_but_nothing_fails(size, run, tmp_path):
+    for target in run, several_runs(tmp_path / "several", run):
+        w = open_window(target, size=size)
+        for act in w.step, w.pin, partial(w.toggle, "show_help"):
             act()
             w.notice_for = 0
-            written = written_on(w)
-            drawn = pygame.surfarray.array3d(w.surface)
-            assert (drawn != viewer.BACK).any() and len(written) > 4
-            for i, (string, box, px) in enumerate(written):
-                assert window.contains(box) and px >= 11, (size, box, string, px)
-                for other, place, _ in written[:i]:
-                    assert not (string and other and box.colliderect(place)), (size, string, other)
-    for size in (800, 100), (100, 800), (460, 40):  # too small for anything, but nothing fails
-        w = open_window(path, size=size)
-        w.draw()
-        assert w.notice_for == 0, w.notice
+            w.draw()
+            assert w.notice_for == 0, w.notice
 
 
-def test_viewer_live_follow(run):
+def test_viewer_live_follow(run, monkeypatch):
+    monkeypatch.setattr(viewer, "under_way", lambda folder: True)
     w = open_window(run, "--live")
     assert w.follow and step_shown(w) == 3000
     make_policy(run / "last.npz", seed=9, step=3500)
     w.update(1)
-    assert "3,500" in w.notice and step_shown(w) == 3000
+    assert "LIVE   next: step 3,500" in " ".join(words_on(w)) and step_shown(w) == 3000
     finish(w)
     repeat(8, w.update, 0.25)
-    assert step_shown(w) == 3500 and w.follow and w.episode == 2
+    assert step_shown(w) == 3500 and w.follow and w.seed == 1
+    assert "next: step" not in " ".join(words_on(w))
     press(w, "PageUp")
     assert not w.follow and step_shown(w) == 3000
+    words = " ".join(words_on(w))
+    assert "training under way" in words and "next: step" not in words
     press(w, "End")
     assert w.follow and step_shown(w) == 3500
     for step, value in (3000, -1.0), (3500, -2.0):  # of one file, which held another policy before
         w.results[str(run / "last.npz"), step, True] = {0: {"return": value, "length": 1}}
     words = words_on(w)
-    assert "last 1: -2.0 ± 0.0" in words and any("LIVE" in line for line in words)
+    assert "last return: -2.0" in words and any("LIVE" in line for line in words)
 
 
 @needs_unix
@@ -6861,11 +7160,12 @@ def test_viewer_one_bad_file_costs_that_file(run, name, spoil):
 
 def test_viewer_the_curve_without_the_rows_that_are_no_numbers(run):
     progress(b"0,1\n5,nan\n6,-inf\n7,1e400\n1e3,2\n\xff,3\n\n8,2\n9")(run / "progress.csv")
-    assert viewer.read_run(run).curve == [(0, 1), (8, 2)]
+    assert np.array_equal(viewer.read_run(run).log.curve("eval_mean"), [(0, 8), (1, 2)])
     progress(b"".join(b"%d,%d\n" % (i, -i) for i in range(100_001)))(run / "progress.csv")
     seen = viewer.read_run(run)
-    assert not seen.faults and seen.curve[-1] == (100_000, -100_000)
-    assert 1_900 < len(seen.curve) < 2_100
+    steps, means = seen.log.curve("eval_mean")
+    assert not seen.faults and (steps[-1], means[-1]) == (100_000, -100_000)
+    assert 1_900 < len(steps) < 2_100 and np.array_equal(steps, -means)
 
 
 def test_viewer_what_cannot_be_drawn_leaves_the_rest(w):
@@ -6883,7 +7183,7 @@ def test_viewer_messages_are_short_and_can_be_drawn(w, capsys, monkeypatch, what
     w.say(what)
     w.draw()
 
-    def fails(target):
+    def fails(targets):
         raise ValueError(what)
 
     monkeypatch.setattr(viewer, "find", fails)
@@ -6893,8 +7193,9 @@ def test_viewer_messages_are_short_and_can_be_drawn(w, capsys, monkeypatch, what
 
 
 def test_viewer_a_file_dropped_on_the_window(w, run, tmp_path):
+    w.pin()
     drop(w, make_policy(tmp_path / "other.npz", LANDER, step=77))
-    assert step_shown(w) == 77 and w.player.env_id == LANDER
+    assert step_shown(w) == 77 and w.player.env_id == LANDER and not w.pinned
     pixels(w)
     drop(w, run)
     assert step_shown(w) == 2000 and w.player.env_id == PENDULUM
@@ -6935,6 +7236,15 @@ def test_viewer_what_goes_wrong_is_a_notice(w, run, monkeypatch):
         pixels(w)
     assert "RuntimeError: out of fuel, at step 0" in w.notice
     assert not w.dirty  # nor is it drawn again and again
+    with monkeypatch.context() as patch:
+        asked = recorded(patch, env, "render")
+        for go in w.draw, w.step, w.draw:
+            go()
+            assert "out of fuel" in w.notice and not asked  # which may end the process
+        w.notice = ""
+        for go in w.restart, w.draw:
+            go()
+        assert len(asked) == 1 and not w.notice
     w.notice = ""
     with monkeypatch.context() as patch:
         patch.setattr(env, "step", broken)
@@ -6967,38 +7277,47 @@ def test_viewer_leaving_prints_the_summary(run, monkeypatch, capsys):
     first, *_, last = capsys.readouterr().out.splitlines()
     r, policy = f"{returns[0]:.1f}", f"{run / 'best.npz'} of step 2,000, deterministic: False"
     assert first == f"viewer.py: {run}"
-    assert last == f"1 episodes: return {r} ± 0.0 (min {r}, max {r}), length 200, {policy}"
+    assert last == f"1 episode: return {r}, length 200, {policy}"
 
 
 def test_viewer_leaving_saves_the_film(run, monkeypatch, capsys):
     def loop(window):
-        window.record_gif()
+        window.record()
         window.step()
 
     monkeypatch.setattr(viewer.Window, "loop", loop)
     assert viewer.main([str(run)]) == 0
-    film = f"{PENDULUM}-step2000-seed0.gif"
-    assert f"saved {film}" in capsys.readouterr().out and Path(film).exists()
+    film = f"{PENDULUM}-step2000-seed0-t0.gif"
+    said = f"saved {film}, 1 pictures, in {os.getcwd()}\n"
+    assert said in capsys.readouterr().out and Path(film).exists()
 
 
-def test_viewer_a_film_of_two_ends_with_the_longer_one(tmp_path):
+def test_viewer_a_film_of_two_ends_with_the_longer_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     w = open_window(make_policy(tmp_path / "a.npz", LANDER))
     w.pin()
     w.show(make_policy(tmp_path / "b.npz", LANDER, step=5, scale=0.0))
-    w.record_gif()
+    w.record()
     while not w.over:
         w.step()
         assert w.dirty  # what is recorded is shown, too
     lengths = [player.t for player in w.players]
     longest = max(lengths)
-    assert lengths[0] != lengths[1] and len(w.film.frames) == -(-longest // 2)
-    assert w.film.durations == [40] * (len(w.film.frames) - 1) + [1500]
+    assert lengths[0] != lengths[1] and w.film.n == -(-longest // 2)
+    path = w.film.path
+    w.record()
+    with Image.open(path) as film:
+        assert film.n_frames == -(-longest // 2)
+        for frame in range(film.n_frames):
+            film.seek(frame)
+            assert film.info["duration"] == (40 if frame < film.n_frames - 1 else 1500)
     rows = [row for rows in w.results.values() for row in rows.values()]
     assert [row["length"] for row in rows] == sorted(lengths)
     shown = " ".join(words_on(w))
-    captions = [f"{p.episode.ret:.1f}   step {p.train_step:,}" for p in w.players]
-    assert all(words in shown for words in [*captions, "pinned"])
-    w.step_by(-1)  # together: only the longer one goes back
+    for player, who in zip(w.players, ("agent", "pinned agent"), strict=True):
+        said = f"{who} {player.episode.ret:.1f}, {player.ending}"
+        assert f"{said}   trained {player.train_step:,} steps" in shown and player.ending
+    press(w, ",")  # together: only the longer one goes back
     assert [player.t for player in w.players] == [min(t, longest - 1) for t in lengths]
 
 
@@ -7163,7 +7482,8 @@ def test_viewer_without_a_target_the_newest_run_opens(run):
     for newest, other in (run, mine), (mine, run):
         os.utime(newest, (2, 2))
         os.utime(other, (1, 1))
-        assert viewer.find(None).samefile(newest)
+        (path,) = viewer.find([])
+        assert path.samefile(newest)
 
 
 def test_viewer_png_and_gif(tmp_path, capsys, monkeypatch):
@@ -7188,8 +7508,13 @@ def test_viewer_bad_arguments_are_refused(tmp_path, monkeypatch, capsys):
     assert "not the folder of a run" in refused(capsys, tmp_path, "--headless")
     assert "--help" in refused(capsys, "--sped", "3")
     assert "at least 1" in refused(capsys, path, "--headless", "--tour", 0)
-    for flag, file in itertools.product(("--png", "--gif"), ("no/a.png", tmp_path, "")):
+    flags = "--png", "--gif", "--film", "--curves"
+    for flag, file in itertools.product(flags, ("no/a.png", tmp_path, "")):
         assert "cannot save" in refused(capsys, path, flag, file)
+    for size in ("99", "640"), ("640", "8193"), ("a", "b"), ("640",):
+        assert "--size" in refused(capsys, path, "--headless", "--size", *size)
+    for targets in ["nowhere"], [path, "nowhere"]:
+        assert "nowhere: no such file or folder" in refused(capsys, *targets, "--headless")
 
 
 @needs_unix
@@ -7210,7 +7535,7 @@ def test_viewer_an_environment_of_your_own(tmp_path, capsys):
     w = open_window(path, "--env", "Seeing-v0")
     w.update(0.2)
     assert (pixels(w) == 99).all(2).mean() > 0.2
-    mouse(w, w.panes()["scene"].center, "down", "up")
+    mouse(w, w.panes()["scene"].center, "down")
     assert "push" in w.notice and not w.grip
     finish(w)
 
@@ -7293,11 +7618,13 @@ def test_viewer_an_environment_may_change_the_working_folder(run, capsys, monkey
     w = open_window(*flags)
     make_policy(run / "last.npz", "Blind-v0", step=3500)
     w.update(1)
-    assert "3,500" in w.notice
+    assert step_shown(w) == 2000 and max(w.run.policies) == 3500
+    t = w.player.t
     for keys in "End", "s", "g", "Period .", "g":
         press(w, keys)
-    assert step_shown(w) == 3500 and "saved Moving-v0" in w.notice
-    assert all((start / f"Moving-v0-step3500-seed0.{kind}").exists() for kind in ("png", "gif"))
+    name = f"Moving-v0-step3500-seed0-t{t}"
+    assert step_shown(w) == 3500 and w.notice == f"saved {name}.gif, 1 pictures, in {start}"
+    assert all((start / f"{name}.{kind}").exists() for kind in ("png", "gif"))
 
 
 def test_viewer_a_strangers_folder_runs_nothing(tmp_path, interpreter):
@@ -7348,6 +7675,7 @@ def test_viewer_real_window(run):
         found = []
 
         def settled():  # it comes and goes once while it opens, and would lose the focus
+            assert show.poll() is None, show.communicate()
             found.append(xdotool("search", "--onlyvisible", "--class", "viewer.py").split())
             return found[-1] and found[-10:] == [found[-1]] * 10
 
@@ -7355,11 +7683,13 @@ def test_viewer_real_window(run):
         window = found[-1][0]
         xdotool("windowfocus", "--sync", window)
         xdotool("key", "space")  # before the first picture, for which it waits
-        wait_for(lambda: "step 2,000" in xdotool("getwindowname", window))
+        wait_for(lambda: "trained 2,000 steps" in xdotool("getwindowname", window))
         xdotool("key", "--delay", "60", "Home", "s", "g", "period", "period", "g")
-        wait_for(Path(f"{PENDULUM}-step0-seed0.gif").exists)
-        seen = pygame.surfarray.array3d(pygame.image.load(f"{PENDULUM}-step0-seed0.png"))
-        assert seen.shape[:2] == (1000, 640) and (seen > 240).all(2).mean() > 0.2  # white scene
+        name = f"{PENDULUM}-step0-seed0-t0"
+        wait_for(Path(f"{name}.gif").exists)
+        seen = pygame.surfarray.array3d(pygame.image.load(f"{name}.png"))
+        size = (937, 600)  # three quarters of the screen's height
+        assert seen.shape[:2] == size and (seen > 240).all(2).mean() > 0.2  # white scene
         xdotool("key", "q")
         out, error = show.communicate(timeout=15)
         assert show.returncode == 0 and not error and str(run) in out and "no episode" in out
@@ -7367,6 +7697,737 @@ def test_viewer_real_window(run):
         for process in processes:
             process.kill()
             process.communicate(timeout=10)
+
+
+# ---- the story ----
+
+
+def flown(policy_file, seed, steps):
+    """A Player of that policy at this step of the episode."""
+    player = viewer.Player(load(policy_file), render=False)
+    player.start(seed, steps)
+    return player
+
+
+def like(seen, color):
+    """Where a picture has this color, or an edge of it."""
+    return np.abs(seen.astype(int) - color).max(2) < 60
+
+
+def hot_part(window, name):
+    window.draw()
+    return next(part for part in window.hot if part.name == name)
+
+
+def test_viewer_another_policy_is_shown_at_the_same_moment(w, run):
+    """Of the same episode, by itself: dragging the timeline morphs it through the training."""
+    repeat(50, w.step)
+    w.paused = True
+    timeline = hot_part(w, "timeline").rect
+    mouse(w, timeline.midleft, "down")
+    for step, pos in (0, timeline.midleft), (3000, timeline.midright), (1000, None):
+        mouse(w, pos, "move") if pos else press(w, "Home")
+        press(w, "PageDown") if pos is None else None
+        other = flown(snapshot(run, step), w.seed, 50)
+        assert step_shown(w) == step and w.player.t == 50 and w.paused
+        assert np.array_equal(w.player.trail, other.trail) and not w.player.assisted
+        assert len(w.player.predicted()) == 50
+    mouse(w, timeline.midright, "up")
+    w.pin()
+    press(w, "Home")
+    assert [player.t for player in w.players] == [50, 50]
+    press(w, "Space")
+    w.update(0.1)
+    assert [player.t for player in w.players] == [53, 53]
+
+
+def test_viewer_a_policy_whose_episode_is_shorter_is_shown_at_its_end(tmp_path):
+    w = open_window(make_policy(tmp_path / "a.npz", LANDER))
+    finish(w)
+    length = w.player.t
+    for scale in 0.0, 300.0:  # one falls, the other flies
+        w.show(make_policy(tmp_path / "b.npz", LANDER, scale=scale, step=1), t=1_000)
+        assert w.player.over and w.player.ending in ("crashed", "lost", "landed")
+    assert w.player.t == length
+
+
+def test_viewer_the_moment_outlives_a_policy_whose_episode_ends_before(tmp_path):
+    (tmp_path / "policies").mkdir()
+    for step, scale in (0, 300.0), (1, 0.0), (2, 300.0):
+        make_policy(snapshot(tmp_path, step), LANDER, scale=scale, step=step)
+    w = open_window(tmp_path)
+    press(w, "Home")
+    longer = flown(snapshot(tmp_path, 0), 0, 1_000).t
+    press(w, "PageDown")
+    finish(w)
+    shorter = w.player.t
+    assert shorter < longer - 5
+    press(w, "Home")
+    w.paused = True
+    repeat(longer - 2 - w.player.t, w.step)
+    for t in shorter, longer - 2:
+        press(w, "PageDown")
+        assert w.player.t == t
+    press(w, "PageUp")
+    press(w, "Left")  # a step of one's own makes another moment
+    press(w, "PageUp")
+    assert w.player.t == shorter - 1
+
+
+def test_viewer_steps_and_choices_that_wait_are_one(w, monkeypatch):
+    """Of keys that repeat faster than long episodes can be flown."""
+    finish(w)
+    made, shown = recorded(monkeypatch, ddpg, "load"), []
+    player = w.player
+    monkeypatch.setattr(player, "seek", lambda *args: shown.append(args))
+    post(w, *[key("Left")] * 7)
+    assert shown == [] and w.player is player  # the agent is flown, as it is not paused
+    w.paused = True
+    w.held.clear()
+    post(w, *[key("Left")] * 7)
+    assert shown == [(193,)]
+    monkeypatch.undo()
+    w.held.clear()
+    post(w, *[key("PageUp")] * 2)
+    assert step_shown(w) == 0 and not made[1:]
+    assert w.player.t == 200
+
+
+def test_viewer_shift_goes_ten_steps_on_any_keyboard(w):
+    w.paused = True
+    for name, typed, t in (".", ">", 10), ("Right", None, 20), (",", ";", 10), (".", ":", 20):
+        post(w, key(name, typed, pygame.KMOD_LSHIFT))
+        w.held.clear()
+        assert w.player.t == t
+
+
+def test_viewer_nothing_is_overwritten_and_the_folder_is_said(w, tmp_path):
+    repeat(3, w.step)
+    for name in "t3", "t3-2", "t3-3":
+        press(w, "s")
+        file = f"{PENDULUM}-step2000-seed0-{name}.png"
+        assert w.notice == f"saved {file} in {tmp_path}" and Path(file).exists()
+    for name in "t3.gif", "t3-2.gif":
+        press(w, "g")
+        w.film.add()
+        press(w, "g")
+        assert name in w.notice and str(tmp_path) in w.notice
+    assert len([*tmp_path.glob("*.gif")]) == 2
+
+
+def test_viewer_a_film_has_the_colors_and_the_pace_of_the_window(tmp_path):
+    """At 30 pictures a second, in hundredths, and with the colors of the theme."""
+    film = viewer.Film(tmp_path / "a.gif", (320, 200), 30)
+    pictures = []
+    for i in range(30):
+        film.surface.fill(viewer.FIELD)
+        for j, color in enumerate(viewer.COLORS):
+            film.surface.fill(color, (50 * j, i, 30, 30))
+        film.surface.fill((i * 8, 255 - i * 8, 128), (0, 100, 320, 50))  # others than the first
+        pictures.append(pygame.surfarray.array3d(film.surface).swapaxes(0, 1))
+        film.add(last=i == 29)
+    film.save()
+    total = 0
+    with Image.open(tmp_path / "a.gif") as gif:
+        assert gif.n_frames == 30 and gif.size == (320, 200)
+        for i, picture in enumerate(pictures):
+            gif.seek(i)
+            total += gif.info["duration"]
+            seen = np.asarray(gif.convert("RGB")).astype(int)
+            assert np.abs(seen - picture).max() <= 8
+    assert abs(total - (29 * 1000 / 30 + 1500)) <= 10
+    strides = {fps: viewer.Film(Path("b.gif"), (9, 9), fps) for fps in (30, 50, 60, 125)}
+    assert {fps: film.stride for fps, film in strides.items()} == {30: 1, 50: 2, 60: 2, 125: 4}
+
+
+def test_viewer_a_film_is_encoded_as_it_grows_and_its_length_has_an_end(w, monkeypatch):
+    monkeypatch.setattr(viewer, "LONGEST", 5)
+    press(w, "g")
+    repeat(4, w.step)
+    sizes = [len(b"".join(w.film.encoder.parts))]
+    w.step()
+    assert w.film is None and ", 5 pictures, in " in w.notice
+    (film,) = Path.cwd().glob("*.gif")
+    assert sizes[0] > 0.7 * film.stat().st_size  # nothing is left to do at the end
+    with Image.open(film) as gif:
+        assert gif.n_frames == 5
+
+
+def test_viewer_what_goes_wrong_in_a_film_ends_it(w, monkeypatch):
+    for name in "add", "end":
+        with monkeypatch.context() as patch:
+            patch.setattr(viewer.Gif, name, broken)
+            press(w, "g")
+            w.step()
+            press(w, "g") if name == "end" else None
+        assert w.film is None and "out of fuel" in w.notice
+        assert not [*Path.cwd().glob("*.gif")]
+        w.notice = ""
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
+@pytest.mark.parametrize("kind", ["mp4", "webm"])
+def test_viewer_videos_by_ffmpeg(run, tmp_path, capsys, kind):
+    path, text = tmp_path / f"film.{kind}", "stream=width,height,codec_name"
+    flags = "--scene-only", "--size", 120, 100, "--film", path
+    rows_of(capsys, make_policy(tmp_path / "p.npz", max_episode_steps=12), *flags)
+    command = ["ffprobe", "-v", "error", "-show_entries", text, "-of", "csv=p=0", path]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
+    assert "120,100" in said
+    video = viewer.Video(tmp_path / f"b.{kind}", (64, 64), 40)
+    video.process.kill()
+    repeat(20, video.add, bytes(64 * 64 * 3), 40)
+    with pytest.raises(ValueError, match="ffmpeg"):
+        video.end()
+    assert not Path(video.folder.name).exists()
+
+
+def test_viewer_videos_without_ffmpeg_are_refused(run, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    said = refused(capsys, run, "--film", "a.mp4")
+    assert "ffmpeg" in said and ".gif" in said and not Path("a.mp4").exists()
+
+
+def test_viewer_a_picture_that_failed_is_not_tried_again(w, run, capsys, monkeypatch):
+    """As MuJoCo ends the process then, where there is no display."""
+    drawn = []
+
+    def render(env):
+        drawn.append(env)
+        raise RuntimeError("no display")
+
+    monkeypatch.setattr(type(w.player.env.unwrapped), "render", render)
+    w.restart()
+    for _ in range(3):
+        w.dirty = True
+        w.draw()
+    assert len(drawn) == 1 and "no display" in w.notice
+    drawn.clear()
+    assert "no display" in refused(capsys, run, "--film", "a.gif")
+    assert len(drawn) == 1 and not Path("a.gif").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="EGL is Linux's")
+def test_viewer_without_a_display_mujoco_draws_by_egl(run, capsys, monkeypatch):
+    for name in "DISPLAY", "WAYLAND_DISPLAY", "MUJOCO_GL":
+        monkeypatch.delenv(name, raising=False)
+    rows_of(capsys, run, "--episodes", 1)
+    assert os.environ["MUJOCO_GL"] == "egl"
+    monkeypatch.setenv("MUJOCO_GL", "osmesa")
+    rows_of(capsys, run, "--episodes", 1)
+    assert os.environ["MUJOCO_GL"] == "osmesa"
+    monkeypatch.delenv("MUJOCO_GL")
+    monkeypatch.setenv("DISPLAY", ":0")
+    rows_of(capsys, run, "--episodes", 1)
+    assert "MUJOCO_GL" not in os.environ
+
+
+def test_viewer_the_speed_is_said_only_where_it_is_another_one(w):
+    """The pause after an episode is not part of it."""
+    finish(w)
+    repeat(5, w.update, 0.25)
+    assert w.state()[0][0] == "1x"
+    w.steps = 8 * w.steps // 10
+    assert w.state()[0][0] == "1x (really 0.8x)"
+
+
+def test_viewer_escape_leaves_full_screen_for_the_window_as_it_was(run):
+    w = open_window(run, size=(720, 500))
+    press(w, "f")
+    assert w.surface.get_flags() & pygame.FULLSCREEN
+    press(w, "Escape")
+    assert w.alive and not w.surface.get_flags() & pygame.FULLSCREEN
+    assert w.surface.get_size() == (720, 500)
+    press(w, "Escape")
+    assert not w.alive
+
+
+def test_viewer_live_is_only_what_is_under_way(w, run):
+    press(w, "End")
+    assert w.follow and "LIVE" not in " ".join(words_on(w))
+    if os.name != "nt":
+        with ddpg.lock(run):
+            make_policy(run / "last.npz", step=3500)
+            w.poll()
+            assert "LIVE" in w.state()[0]
+            w.poll()
+            assert w.live
+        w.poll()
+        assert not w.live
+
+
+def test_viewer_progress_of_a_training(w, run):
+    (run / "config.json").write_text('{"config": {"total_steps": 10000}}')
+    table = "step,eval_mean,steps_per_s\n0,-1000,0\n4000,-300,250\n"
+    (run / "progress.csv").write_text(table)
+    with ddpg.lock(run) if os.name != "nt" else nullcontext():
+        w.poll()
+        w.live = True
+        state = " ".join(w.state()[0])
+        assert "40% of 10,000 steps" in state and "250 steps/s, about 24 s left" in state
+
+
+@needs_unix
+def test_viewer_of_a_training_closes_after_its_end_unless_touched(run):
+    """So that those of many trainings do not pile up."""
+    w = open_window(run, "--live")
+    with ddpg.lock(run):
+        press(w, "Space")  # touched during the training: that is not to stay
+        repeat(300, w.update, 0.5)
+        assert w.alive
+    w.update(0.5)
+    assert "closes in 60 s" in " ".join(w.state()[0])
+    repeat(100, w.update, 0.5)
+    assert w.alive
+    press(w, "Space")
+    repeat(300, w.update, 0.5)
+    assert w.alive
+    untouched = open_window(run, "--live")
+    repeat(125, untouched.update, 0.5)
+    assert not untouched.alive
+    another = open_window(run)
+    repeat(300, another.update, 0.5)
+    assert another.alive  # it was not opened for a training
+
+
+def test_viewer_notices_do_not_outlive_what_they_speak_of(w):
+    press(w, "c")
+    assert "is pinned" in w.notice and w.notice_for > 0
+    press(w, "Home")
+    assert w.notice_for <= 0
+    press(w, "PageUp")
+    assert "no previous" in w.notice
+    press(w, "PageDown")
+    assert w.notice_for <= 0
+
+
+def test_viewer_of_a_best_policy_that_cannot_be_read_there_is_no_mark(w, run):
+    assert "B" in words_on(w)
+    (run / "best.npz").write_bytes(b"junk")
+    w.update(0.6)
+    assert "best.npz" in w.notice and "B" not in words_on(w) and step_shown(w) == 2000
+    press(w, "b")
+    assert "no best snapshot" in w.notice and "best.npz" in w.notice and step_shown(w) == 2000
+    again = open_window(run)
+    assert again.run.best is None and step_shown(again) == 3000
+
+
+def test_viewer_numbers():
+    forms = {"+.2f": "+0.00", ".1f": "0.0", ".3g": "0", ",.0f": "0"}
+    for form, zero in forms.items():
+        assert viewer.number(-1e-9 if "f" in form else -0.0, form) == zero
+    assert viewer.number(-0.126, "+.2f") == "-0.13" and viewer.number(12345.6, ",.0f") == "12,346"
+    one = viewer.summed_up(
+        dict(
+            episodes=1,
+            mean=-5.0,
+            std=0.0,
+            min=-5.0,
+            max=-5.0,
+            length=200.0,
+            policy="p",
+            train_step=7,
+            deterministic=True,
+        )
+    )
+    assert one.startswith("1 episode: return -5.0, length 200") and "±" not in one
+
+
+def test_viewer_the_scrubber_goes_to_a_moment_and_keeps_what_lies_ahead(w):
+    finish(w)
+    returns, q = list(w.player.rewards), list(w.player.predicted())
+    w.draw()
+    critic, rewards = hot_part(w, "critic"), hot_part(w, "rewards")
+    plots = recorded_plots(w)
+    assert len({plot.at(99, 0)[0] for plot in plots}) == 1  # one line across both
+    x, later = (round(plots[0].at(i, 0)[0]) for i in (99, 149))
+    for part in critic, rewards:
+        mouse(w, (x, part.rect.centery), "down", "up")
+        assert w.player.t == 100 and w.paused and not w.player.over
+        assert w.player.rewards == returns and w.player.predicted() == q
+        assert len(w.player.realised()) == 200  # the end is known still
+    mouse(w, (x, critic.rect.centery), "down")
+    mouse(w, (later, critic.rect.centery), "move")
+    assert w.player.t == 150
+    mouse(w, critic.rect.topright, "move", "up")
+    assert w.player.over and w.player.rewards == returns
+    w.player.seek(20)
+    w.player.step(np.ones(1))  # another way from here
+    assert len(w.player.rewards) == 21 and not w.player.realised()
+
+
+def recorded_plots(w):
+    with pytest.MonkeyPatch.context() as patch:
+        plots, init = [], viewer.Plot.__init__
+
+        def recording(plot, *args, **kwargs):
+            init(plot, *args, **kwargs)
+            plots.append(plot)
+
+        patch.setattr(viewer.Plot, "__init__", recording)
+        w.draw()
+    return plots[1:3]  # after the learning curve's
+
+
+def test_viewer_values_under_the_mouse(w):
+    repeat(120, w.step)
+    critic, plot = hot_part(w, "critic"), recorded_plots(w)[0]
+    w.mouse = tuple(map(int, (plot.at(40, 0)[0], critic.rect.centery)))
+    i = round(plot.x_at(w.mouse))
+    assert f"t = {i + 1}: critic's Q {viewer.number(w.player.predicted()[i])}" in words_on(w)
+    w.mouse = critic.rect.topright
+    assert not any(word.startswith("t = 200:") for word in words_on(w))  # not flown yet
+
+
+def test_viewer_one_spike_does_not_flatten_a_plot():
+    values = np.sin(np.arange(200.0))
+    low, high = viewer.limits([*values, -100.0])
+    assert -3 < low < -0.9 and 0.9 < high < 3
+    assert viewer.limits([*values, -100.0], whole=True)[0] == -100
+    for value in -1e299, 1e16, 0.0:  # as of a critic that has diverged
+        low, high = viewer.limits([value] * 99)
+        assert low < value < high and len(viewer.ticks(low, high, 5)) > 0
+    assert viewer.limits([1.0, 5.0]) == (1, 5) and viewer.limits([2.0, 2.0]) == (1.5, 2.5)
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (-1213.3, -138), (0, 2e5), (-1e-3, 1e-3), (3, 4e12)])
+def test_viewer_ticks_are_round(low, high):
+    for most in 0.5, 2, 5, 9:
+        marks = viewer.ticks(low, high, most)
+        assert 1 <= len(marks) <= max(2, most) and min(marks) >= low - 1e-9 * high
+        assert max(marks) <= high
+    size = 10.0 ** np.floor(np.log10(np.diff(marks)[0] * 1.001))
+    assert len(marks) > 2 and round(np.diff(marks)[0] / size) in (1, 2, 5)
+
+
+def several(tmp_path, **changes):
+    """Folders of four runs: two seeds of one kind, one of another, one in another environment."""
+    kinds = dict(a=dict(algo="ddpg", seed=0), b=dict(algo="ddpg", seed=1), c=dict(algo="td3"))
+    for i, (name, config) in enumerate({**kinds, "d": dict(algo="td3", env=CAR)}.items()):
+        folder, config = tmp_path / "some" / name, {"env": PENDULUM, "solved_at": -156} | config
+        (folder / "policies").mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps({"config": config}))
+        rows = "".join(f"{1000 * k},{20 * i + k},0.5\n" for k in range(5 - i))
+        (folder / "progress.csv").write_text("step,eval_mean,eval_std\n" + rows)
+        for step in 0, 2000:
+            make_policy(snapshot(folder, step), config["env"], seed=i, step=step)
+    return tmp_path / "some"
+
+
+def test_viewer_several_runs(tmp_path):
+    folder = several(tmp_path)
+    assert [path.name for path in viewer.find([folder])] == ["a", "b", "c", "d"]
+    w = open_window(folder)
+    words = " ".join(words_on(w))
+    assert "ddpg, 2 runs" in words and "td3" in words and "dashed: solved at -156" in words
+    assert "± sd over runs" in words and w.run.log.path.name == "a" and "   a   td3   " in words
+    repeat(30, w.step)
+    for name in "b", "c", "d", "a":
+        press(w, "o")
+        assert w.run.log.path == folder / name and w.player.t == 30
+        assert w.player.env_id == (CAR if name == "d" else PENDULUM)
+    logs = [log for log in w.logs if log.env == PENDULUM]
+    timeline = hot_part(w, "timeline")
+    plot = viewer.draw_curves(w.surface, timeline.rect.inflate(0, -w.px), logs, 0, w.px)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(viewer, "draw_curves", lambda *args: plot)
+        w.draw()
+        mouse(w, plot.at(1600, 21.6), "down", "up")  # between two rows of the second run
+        assert w.run.log.path == folder / "b" and step_shown(w) == 2000
+        w.mouse = tuple(map(int, plot.at(1000, 41)))  # the third run's second row
+        assert "step 1,000: 41.0 ± 0.5, c" in words_on(w)
+
+
+def test_viewer_a_bad_run_among_several_costs_that_run(tmp_path, capsys):
+    folder = several(tmp_path)
+    shutil.rmtree(folder / "a" / "policies")
+    for bad in "[1, 2]", '{"config": [1]}', "[" * 10_000, '{"config": {"env": "a\\u0000"}}':
+        (folder / "a" / "config.json").write_text(bad)
+        w = open_window(folder)
+        assert w.run.log.path == folder / "b"
+        pixels(w)
+        assert w.notice_for <= 0, w.notice
+        assert viewer.main([str(folder), "--curves", str(tmp_path / "a.png")]) == 0
+    while w.run.log.path != folder / "d":
+        press(w, "o")
+    press(w, "o")
+    assert "no policies" in w.notice and w.run.log.path == folder / "d"
+    assert viewer.main([str(folder), "--headless", "--episodes", "1"]) == 0
+    out, error = capsys.readouterr()
+    assert error.count("no policies") == 1
+    assert [f"{name}{os.sep}policies" in out for name in "bcd"] == [True] * 3
+
+
+def test_viewer_another_environment_ends_a_comparison_and_a_measure(tmp_path):
+    w = open_window(several(tmp_path))
+    w.pin()
+    w.steps, w.seconds = 999, 9.0
+    while w.player.env_id != CAR:
+        press(w, "o")
+    assert not w.pinned and "nothing is pinned any more" in w.notice and w.state()[0][0] == "1x"
+
+
+def test_viewer_the_mean_goes_as_far_as_all_runs_do(tmp_path):
+    a, b, c, _ = (viewer.read_log(path)[0] for path in viewer.find([several(tmp_path)]))
+    assert [(name, [log.path.name for log in logs]) for name, logs in viewer.kinds([a, b, c])] == [
+        ("ddpg", ["a", "b"]),
+        ("td3", ["c"]),
+    ]
+    steps, mean, sd = viewer.spread_of((a, b), "eval_mean")
+    assert steps.tolist() == [0, 1000, 2000, 3000] and mean.tolist() == [10, 11, 12, 13]
+    assert np.allclose(sd, np.std([0, 20], ddof=1))
+    steps, mean, sd = viewer.spread_of((c,), "eval_mean")
+    assert mean.tolist() == [40, 41, 42] and sd.tolist() == [0.5] * 3
+    assert viewer.spread_of((a, b), "mean_q")[0].size == 0
+    other = viewer.Log(c.path, c.config | {"n_step": 5, "algo": "ddpg"}, c.table)
+    assert [name for name, _ in viewer.kinds([a, other])] == ["ddpg n_step None", "ddpg n_step 5"]
+
+
+def test_viewer_learning_curves_without_a_window_or_torch(tmp_path, interpreter):
+    folder, png = several(tmp_path), tmp_path / "curves.png"
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.append({str(ROOT)!r}); import viewer\n"
+        "code = viewer.main(sys.argv[1:]); assert 'torch' not in sys.modules\n"
+        "sys.exit(code)"
+    )
+    interpreter(script, folder, "--curves", png, "--size", 640, 400, cwd=tmp_path)
+    seen = pygame.surfarray.array3d(pygame.image.load(png))
+    assert seen.shape[:2] == (640, 400)
+    for half in seen[:320], seen[320:]:  # an environment each
+        assert like(half, viewer.BLUE).sum() > 100
+
+
+def test_viewer_learning_curves_of_nothing_are_refused(tmp_path, capsys, run):
+    (run / "progress.csv").write_text("")
+    png = tmp_path / "curves.png"
+    assert "with evaluations" in refused(capsys, run, "--curves", png) and not png.exists()
+
+
+def test_viewer_a_curve_of_one_point_and_of_other_numbers(w, run):
+    table = "step,eval_mean,eval_std,train_return,critic_loss,mean_q\n0,-1000,5,nan,nan,nan\n"
+    (run / "progress.csv").write_text(table)
+    w.poll()
+    area = hot_part(w, "timeline").rect
+    part = pixels(w)[area.x : area.right, area.y : area.bottom]
+    assert (part == viewer.BLUE).all(2).sum() > 10
+    (run / "progress.csv").write_text(table + "1000,-500,7,-600,0.25,-33\n")
+    w.poll()
+    for name, value in [("training return", "-600"), ("critic loss", "0.25"), ("mean Q", "-33")]:
+        press(w, "t")
+        words = words_on(w)
+        assert f"{name} over training steps" in words and "dashed: solved at" not in " ".join(words)
+        plot = viewer.draw_curves(w.surface, area, w.logs, w.curve, w.px, None, 3000)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(viewer, "draw_curves", lambda *args, plot=plot: plot)
+            w.mouse = tuple(map(int, plot.at(1000, float(value))))
+            assert f"step 1,000: {value}" in " ".join(words_on(w))
+    press(w, "t")
+    assert "test score over training steps" in words_on(w)
+
+
+def test_viewer_a_comparison_names_both_and_the_arrows_fly_the_left_one(tmp_path):
+    for name in "one", "two":
+        (tmp_path / name).mkdir()
+    w = open_window(make_policy(tmp_path / "one" / "best.npz", LANDER))
+    w.pin()
+    w.show(make_policy(tmp_path / "two" / "best.npz", LANDER, step=5, scale=0.0))
+    w.held = {key("Up").key}
+    w.update(0.1)
+    assert w.player.assisted and not w.pinned.assisted
+    w.held.clear()
+    while not w.over:
+        w.step()
+    you, agent = (f"{player.episode.ret:.1f}, {player.ending}" for player in w.players)
+    words = words_on(w)
+    assert f"two: you {you}   trained 5 steps" in words
+    assert f"pinned one: agent {agent}   trained 0 steps" in words
+    assert "pinned" in words and w.player.ending in ("crashed", "lost")
+    row = [part for part in (w.panes()["timeline"],)][0]
+    seen = pixels(w)[:, row.bottom - w.px : row.bottom]
+    for color in viewer.ORANGE, viewer.BLUE:  # their marks on the timeline
+        assert (seen == color).all(2).any()
+
+
+def test_viewer_the_ends_of_episodes_have_names(tmp_path):
+    for env, ends in {
+        PENDULUM: {"time limit"},
+        LANDER: {"crashed", "lost", "landed"},
+        WALKER: {"fell", "time limit"},
+    }.items():
+        steps = 120 if env == WALKER else 0
+        w = open_window(make_policy(tmp_path / "policy.npz", env, max_episode_steps=steps))
+        finish(w, 0.2)
+        assert w.player.ending in ends and w.player.ending in words_on(w)
+        w.player.seek(3)
+        assert w.player.ending not in words_on(w)
+    lander = gym.make(LANDER).unwrapped
+    lander.reset(seed=0)
+    end = viewer.KNOWN["LunarLander"].ending
+    lander.lander.awake = False
+    assert end(lander) == "landed"
+    lander.lander.awake = lander.game_over = True
+    assert end(lander) == "crashed"
+
+
+def test_viewer_holds_the_end_until_a_key(w):
+    press(w, "e")
+    finish(w)
+    repeat(40, w.update, 0.25)
+    assert w.player.over and w.seed == 0 and "stops at the end: N next, R again" in w.state()[0]
+    press(w, "n")
+    assert w.seed == 1 and w.player.t == 0
+    press(w, "p")
+    assert w.seed == 0
+
+
+def test_viewer_buttons(w):
+    """For people who read no key tables; in pictures and films there are none."""
+
+    def buttons():
+        w.draw()
+        return [part for part in w.hot if part.name == "button"]
+
+    previous, pause, following, slower, faster = buttons()
+    mouse(w, following.rect.center, "down", "up")
+    assert w.seed == 1
+    mouse(w, previous.rect.center, "down", "up")
+    assert w.seed == 0
+    mouse(w, pause.rect.center, "down", "move", "up")  # moving repeats nothing
+    assert w.paused and "play (Space)" in words_on(w)
+    mouse(w, faster.rect.center, "down", "up")
+    assert w.speed == 2
+    mouse(w, slower.rect.center, "down", "up")
+    assert w.speed == 1
+    w.surface = pygame.Surface((1000, 640))
+    assert not buttons()
+
+
+class Named(Seeing):
+    metadata = Seeing.metadata | {
+        "action_names": ["roll", "pitch", "yaw"],
+        "observation_names": ["height", "speed", "left", "right"],
+    }
+    pushed = ()
+
+    def push(self, right, up):
+        Named.pushed = right, up
+
+
+def test_viewer_an_environment_of_your_own_names_its_numbers_and_is_pushed(tmp_path):
+    gym.register("Named-v0", Named, max_episode_steps=9)
+    path = make_policy(tmp_path / "own.npz", "Blind-v0")
+    w = open_window(path, "--env", "Named-v0", size=(1280, 1024))
+    words = words_on(w)
+    assert {"roll", "pitch", "yaw", "height", "speed"} <= set(words)
+    x, y = w.panes()["scene"].center
+    mouse(w, (x, y), "down")
+    mouse(w, (x + 40, y), "move")
+    w.step(*w.touch())
+    assert Named.pushed[0] > 0 and w.player.assisted
+    Named.metadata = Named.metadata | {"action_names": ["one"]}
+    try:
+        assert "a0" in words_on(open_window(path, "--env", "Named-v0"))
+    finally:
+        del Named.metadata
+
+
+def test_viewer_what_is_known_of_environments_fits_them():
+    for name, known in viewer.KNOWN.items():
+        env_id = next(e for e in (PENDULUM, CAR, LANDER, WALKER) if e.startswith(name))
+        obs, low, _ = SPACES[env_id]
+        assert len(known.observations) == obs and len(known.actions) == len(low)
+        assert all(
+            dim < len(low)
+            for key, (dim, _) in known.arrows.items()
+            if key in (viewer.LEFT, viewer.RIGHT)
+        )
+
+
+def test_viewer_a_section_of_ones_own(w, monkeypatch):
+    drawn = []
+
+    def draw_mine(window, rect):
+        drawn.append(rect)
+        viewer.text(window.surface, rect, f"speed {window.player.trail[-1][2]:.2f}", window.px)
+
+    mine = viewer.Section(lambda window: 1, draw_mine)
+    monkeypatch.setattr(viewer, "SECTIONS", [mine, *viewer.SECTIONS])
+    assert any(word.startswith("speed ") for word in words_on(w))
+    monkeypatch.setattr(viewer, "SECTIONS", [viewer.Section(lambda w: 1, broken), *viewer.SECTIONS])
+    assert "critic's Q" in words_on(w) and "out of fuel" in w.notice
+
+
+def test_viewer_pictures_of_any_size_and_of_the_scene_alone(run, capsys, tmp_path):
+    png = tmp_path / "a.png"
+    for flags, size in {("--size", 320, 240): (320, 240), ("--scene-only",): (500, 500)}.items():
+        rows_of(capsys, run, "--png", png, *flags)
+        seen = pygame.image.load(png)
+        assert seen.get_size() == size
+    assert (pygame.surfarray.array3d(seen)[[0, -1]] == 255).mean() > 0.9  # nothing beside it
+    for size in (0, 5), (9, 100_000):
+        assert "--size" in refused(capsys, run, "--png", png, "--size", *size)
+
+
+def test_viewer_files_are_what_their_names_say(run, capsys):
+    for flag, file in ("--film", "a.avi"), ("--png", "a.jpg"), ("--curves", "a.gif"):
+        said = refused(capsys, run, flag, file)
+        assert Path(file).suffix in said and not Path(file).exists()
+
+
+def test_viewer_a_plot_without_values_has_no_numbers(tmp_path):
+    w = open_window(make_policy(tmp_path / "alone.npz"))
+    words = words_on(w)
+    assert "no test score yet" in words and not {"0.5", "0.2"} & set(words)
+
+
+def test_viewer_the_window_fits_the_screen(monkeypatch):
+    for screen in (1024, 600), (1920, 1080), (3840, 2160), (480, 1000):
+        monkeypatch.setattr(pygame.display, "get_desktop_sizes", lambda screen=screen: [screen])
+        width, height = viewer.open_display(None).get_size()
+        assert 0.3 < width / screen[0] <= 0.95 and height <= 0.75 * screen[1]
+        assert np.isclose(width / height, 1000 / 640, rtol=0.02)
+    assert viewer.open_display([640, 400]).get_size() == (640, 400)
+
+
+def test_viewer_loading_shows_the_learning_curve(run, monkeypatch):
+    slow, seen = threading.Event(), []
+
+    def flip():
+        seen.append(pygame.surfarray.array3d(pygame.display.get_surface()))
+        slow.set()
+
+    monkeypatch.setattr(viewer, "import_ddpg", lambda: slow.wait(10))
+    monkeypatch.setattr(pygame.display, "flip", flip)
+    monkeypatch.setattr(viewer.Window, "loop", lambda window: None)
+    assert viewer.main([str(run)]) == 0
+    assert like(seen[0], viewer.BLUE).sum() > 100
+
+
+def test_viewer_without_a_window_no_screen_is_asked_for(run, capsys, monkeypatch):
+    monkeypatch.delenv("SDL_VIDEODRIVER")
+    rows_of(capsys, run, "--png", "a.png")
+    assert os.environ["SDL_VIDEODRIVER"] == "dummy"  # for environments that draw with pygame
+
+
+def test_viewer_what_is_opened_begins_at_its_start(w, run, tmp_path, capsys):
+    repeat(100, w.step)
+    drop(w, make_policy(tmp_path / "car.npz", CAR))
+    assert w.player.t == 0
+    rows = rows_of(capsys, run, several(tmp_path) / "b", "--episodes", 1)
+    assert sum("summary" in row for row in rows) == 2  # of no policy that nobody asked for
+
+
+def test_viewer_keys_with_control_are_not_its_own(w):
+    control = key("c", "\x03", pygame.KMOD_LCTRL)
+    post(w, control)
+    assert not w.pinned
+
+
+def test_viewer_the_next_run_and_a_snapshot_of_it_in_one_round(tmp_path):
+    w = open_window(several(tmp_path))
+    post(w, key("o"), key("PageUp"))
+    assert w.notice_for <= 0 or "snapshot" in w.notice
 
 
 # ---- learning ----

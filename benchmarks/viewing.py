@@ -5,8 +5,9 @@
 
 For each run's folder: seconds from the command to the first picture; at 1x and at 16x, rounds of
 the window's loop, pictures and simulated steps per second, and the time that a picture takes; the
-CPU time of a paused window. Then the seconds that a training takes alone and with the viewer
-following it, in turn.
+CPU time of a paused window; the time from a drag on the timeline to the same moment, 150 steps into
+the episode, of another policy; what recording costs a step and saving a film. Then the seconds that
+a training takes alone and with the viewer following it, in turn.
 """
 
 import argparse
@@ -25,6 +26,8 @@ import viewer  # noqa: E402
 
 ROW = "  {:7}{rounds:.1f} rounds and {pictures:.1f} pictures a second, {factor:.2f}x, "
 ROW += "{ms:.1f} ms a picture, CPU {cpu:.1%}"
+HANDS = "  to the same moment of another policy {morph:.0f} ms, 150 steps recorded in {film:.1f} s "
+HANDS += "({plain:.1f} s without), saved in {save:.0f} ms"
 FIRST_PICTURE = """if True:
     import os, sys, time
     sys.path.insert(0, sys.argv[1])
@@ -66,6 +69,38 @@ class Measured(viewer.Window):
         self.drawn.append(time.perf_counter() - began)
 
 
+def timed(do, *arguments):
+    """-> seconds."""
+    began = time.perf_counter()
+    do(*arguments)
+    return time.perf_counter() - began
+
+
+def hands(window):
+    """What takes a while in a user's hands -> a dict of what HANDS shows."""
+
+    def fly():
+        for _ in range(150):
+            window.step()
+            window.draw()
+
+    def morph(which):
+        window.choose(which)
+        window.settle()
+        window.draw()
+
+    window.change_speed(0)
+    window.restart()
+    row = dict(plain=timed(fly))
+    row["morph"] = 1e3 * statistics.median(timed(morph, w) for w in ("first", "newest") * 3)
+    window.restart()
+    with tempfile.TemporaryDirectory() as window.options.start:
+        window.record()
+        row["film"] = timed(fly)
+        row["save"] = 1e3 * timed(window.record)
+    return row
+
+
 def first_picture(run):
     """Seconds from the start of the process to the first picture in the window."""
     command, env = [sys.executable, "-c", FIRST_PICTURE, ROOT, run], dict(os.environ)
@@ -103,8 +138,8 @@ def main():
     for run in options.runs:
         seconds = statistics.median(first_picture(run) for _ in range(options.rounds))
         print(f"{run}: first picture after {seconds:.2f} s")
-        window = Measured(viewer.open_display(), viewer.parse([run]))
-        window.open(run)
+        window = Measured(viewer.open_display(viewer.SIZE), viewer.parse([run]))
+        window.open([run])
         lines = {"1x": window.phase(10)}
         window.change_speed(4)
         lines["16x"] = window.phase(10)
@@ -112,6 +147,7 @@ def main():
         lines["paused"] = window.phase(5)
         for name, row in lines.items():
             print(ROW.format(name, **row), flush=True)
+        print(HANDS.format(**hands(window)), flush=True)
     for env, steps in ("Pendulum-v1", 10_000), ("LunarLanderContinuous-v3", 12_000):
         alone, followed = [], []
         for _ in range(options.rounds):
