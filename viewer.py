@@ -34,6 +34,7 @@ import sys
 import tempfile
 import textwrap
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -136,6 +137,7 @@ def find(targets):
             raise ValueError(f"{target}: no such file or folder")
         path = Path(target)
         below = [config.parent for config in sorted(path.glob("**/config.json"))]
+        below = [f for f in below if (f / "policies").exists() or (f / "progress.csv").exists()]
         paths += [path] if (path / "policies").exists() else below or [path]
     if not targets:
         if paths == [path]:
@@ -194,22 +196,20 @@ def log_of(folder, config_stamp, table_stamp):
         if config_stamp:
             config = json.loads(path.read_bytes()[: 2**20]).get("config")
             config = config if isinstance(config, dict) else {}
-    rows, numbers, names = [], [], []
+    rows, names = [], []
     with suppress(OSError, ValueError):
         with open(table if table_stamp else os.devnull, "rb") as file:
             head, *rows = file.read(2**22).decode(errors="replace").split()
         names = head.split(",")
     rows = rows[:: -1 - len(rows) // 2_000][::-1]
-    for row in rows:
-        with suppress(KeyError, ValueError):
-            cells = dict(zip(names, row.split(",")))
-            step, score = int(cells["step"]), float(cells["eval_mean"])
-            if 0 <= step <= 10**12 and abs(score) < 1e300:  # nor is it nan
-                numbers.append([step, score, *(number_in(cells.get(c)) for c in COLUMNS[2:])])
+    cells = [dict(zip(names, row.split(","))) for row in rows]
+    cells = [row for row in cells if row.get("step", "").isdigit()]
+    columns = np.array([[number_in(row.get(name)) for row in cells] for name in COLUMNS])
+    step, score = columns[:2]
+    good = (step <= 10**12) & np.isfinite(score)
     fault = f"{table.name}: not all of it are rows of numbers"
-    faults = [fault] * (os.path.exists(table) and not 0 < len(numbers) == len(rows))
-    columns = np.array(numbers, float).reshape(-1, len(COLUMNS)).T
-    return Log(folder, config, dict(zip(COLUMNS, columns))), faults
+    faults = [fault] * (os.path.exists(table) and not 0 < good.sum() == len(rows))
+    return Log(folder, config, dict(zip(COLUMNS, columns[:, good]))), faults
 
 
 COLUMNS = "step eval_mean eval_std train_return critic_loss mean_q steps_per_s".split()
@@ -316,7 +316,7 @@ KNOWN = {
     "LunarLander": Known(
         ["main", "side"], ["x", "y", "vx", "vy", "angle", "spin", "leg1", "leg2"],
         {UP: (0, 1), LEFT: (1, -1), RIGHT: (1, 1)}, ((-1, 0), (-0.5, 0.5)), push_body,
-        lambda env: "landed" if not env.lander.awake else "crashed" if env.game_over else "lost"),
+        lambda env: ("crashed" if env.game_over else "flew out") if env.lander.awake else "landed"),
     "BipedalWalker": Known(
         ["hip1", "knee1", "hip2", "knee2"],
         ["angle", "spin", "vx", "vy", "hip1", "hip1 speed", "knee1", "knee1 speed", "leg1 down",
@@ -450,8 +450,9 @@ class Player:
                 if frame.ndim != 3 or frame.shape[2] < 3:
                     raise ValueError(f"its pictures are of {frame.shape}, not (height, width, 3)")
             except BaseException as error:
-                self.broken = error
-                raise
+                said = "\nMUJOCO_GL=egl may draw it without a display" * ("mujoco" in sys.modules)
+                self.broken = ValueError(tidy(error) + said)
+                raise self.broken from None
             self.picture = np.ascontiguousarray(frame[:, :, :3], np.uint8)
         return self.picture
 
@@ -537,7 +538,8 @@ def number(value, form=".3g"):
 @functools.lru_cache(1_000)
 def written(string, px, color, width):
     """A Surface of this text, cut to a width."""
-    full = string = "".join(c if c.isprintable() else "?" for c in string[: max(0, width)])
+    string = "".join(c if c.isprintable() else "?" for c in string[: max(0, width)])
+    full = string = string.replace("7.", "7\u200a.")  # or the point would hide below
     while string and font(px).size(string)[0] > width:
         full = full[:-1]
         string = full and full + ".."
@@ -610,7 +612,8 @@ class Plot:
             return  # no room for numbers
         inner.h -= whole and self.px
         inner.w -= whole and px // 2
-        marks = {y: number(y, ".6g") for y in (ticks(*ys, inner.h / self.px / 1.2) if ys else ())}
+        marks = ticks(*self.ys, min(8, inner.h / self.px / 1.2)) if ys else ()
+        marks = {y: number(y, ".6g") for y in marks}
         # In the panel all plots leave the same room, so that their cursors are one line
         widest = max(marks.values(), key=len) if whole and marks else "-0.005"
         width = font(self.px).size(widest)[0] + 6
@@ -621,7 +624,7 @@ class Plot:
             pygame.draw.line(surface, LINE, (inner.x, at), (inner.right, at))
             beside = pygame.Rect(rect.x + 2 if whole else inner.right, 0, width, self.px)
             text(surface, beside.move(0, at - self.px / 3), mark, self.px, DIM, 1)
-        for x in ticks(*xs, inner.w / self.px / 5) if whole else ():
+        for x in ticks(*xs, min(10, inner.w / self.px / 5)) if whole else ():
             if x % 1:
                 continue  # there are no halves of steps
             mark = number(x, ",.0f")
@@ -655,7 +658,7 @@ class Plot:
             points = np.stack([columns, np.interp(columns, *points.T)], -1)
             pieces = [points[i : i + 8] for i in range(0, len(points) - 1, 12)]
         for piece in pieces:
-            for shift in [(0, 0)] if thin else [(0, 0), (1, 0), (0, 1)]:
+            for shift in [(0, 0)] if thin else [(0, 0), (1, 0), (0, 1), (1, 1)]:
                 pygame.draw.aalines(self.surface, color, False, (piece + shift).tolist())
 
     def band(self, x, low, high, color):
@@ -700,7 +703,9 @@ def draw_curves(surface, rect, logs, which, px, playing=None, last=1):
         plot.band(x, mean - sd, mean + sd, color)
     for goal in goals:
         plot.line((0, last), (goal, goal), TEXT, dashed=True, thin=True)
-    legend = [(f"{name} over training steps", TEXT)]
+    legend = [(f"{name} over training steps", DIM)]
+    if playing and len(logs) > 1:
+        legend.append((f"{playing.path.name}, playing", TEXT))
     legend += [(f"dashed: solved at {number(goal, '.6g')}", DIM) for goal in sorted(goals)]
     for (label, members, (x, mean, _)), color in zip(groups, itertools.cycle(COLORS)):
         for log in members if len(members) > 1 else ():
@@ -726,6 +731,7 @@ class Section(NamedTuple):
 
 def draw_return(window, rect):
     player, px = window.player, window.px
+    rect = rect.inflate(-12, 0)
     text_pair(window.surface, rect, "return so far", f"t = {player.t:,}/{player.limit:,}", px)
     rect = rect.move(0, px)
     ending = player.ending if player.over else "assisted" if player.assisted else ""
@@ -897,7 +903,12 @@ def draw_timeline(window, rect):
     above, row = split(rect, [None, px])
     logs = [log for log in window.logs if log.env == run.log.env]
     last = max(1, *run.policies, *(player.train_step for player in window.players))
-    plot = draw_curves(surface, above, logs, window.curve, px, run.log, last)
+    what = [above, logs, window.curve, px, run.log, last]
+    if window.kept[0] != what:  # many runs take longer than there is between two pictures
+        window.kept = what, draw_curves(surface, *what), pygame.Surface(above.size)
+        window.kept[-1].blit(surface, (0, 0), above)
+    _, plot, picture = window.kept
+    surface.blit(picture, above)
     surface.fill(FIELD, row)
     y = row.centery
     for x in plot.at([*run.policies], 0)[:, 0].tolist():
@@ -978,7 +989,7 @@ class Gif:
         except ImportError:
             raise ValueError("a GIF needs Pillow: python -m pip install pillow") from None
         self.image, self.encode = Image, GifImagePlugin.getdata
-        self.before, self.elapsed = np.full((size[1], size[0], 3), -1), 0.0
+        self.before, self.elapsed = np.full((size[1], size[0], 3), -1, np.int16), 0.0
         width, height = (side.to_bytes(2, "little") for side in size)
         repeated = b"!\xff\x0bNETSCAPE2.0\x03\x01\0\0\0"
         self.parts = [b"GIF89a", width, height, b"\0\0\0", repeated]
@@ -1107,6 +1118,7 @@ class Window:
         self.seed, self.noisy = options.seed, options.noisy
         self.run = self.player = self.pinned = self.film = None
         self.logs, self.hot = [], []
+        self.kept = None, None, None  # what the learning curves show, their Plot and picture
         self.alive = self.show_panel = self.show_map = True
         self.dirty = True  # the picture is no longer true
         self.paused = self.locked = self.hold = self.follow = self.show_help = self.live = False
@@ -1149,8 +1161,7 @@ class Window:
 
     def open(self, targets):
         """Show runs or policies: of the first the best policy, or of a training each new one."""
-        typed = find(targets)
-        paths = [Path(self.options.start, path) for path in typed]
+        paths = [Path(self.options.start, path) for path in find(targets)]
         live = self.options.live or not self.options.headless and under_way(paths[0])
         self.moment = 0
         first = next((path for path in paths if read_run(path).policies), paths[0])
@@ -1201,6 +1212,9 @@ class Window:
 
     def toggle(self, name):
         setattr(self, name, not getattr(self, name))
+        if name == "paused" and self.hold and self.over:
+            self.paused = False
+            self.restart(not self.locked)
         if name == "noisy":
             self.restart()
 
@@ -1211,6 +1225,8 @@ class Window:
 
     def restart(self, by=0):
         """Begin the episode of the present seed, or of another one."""
+        if self.seed + by < 0:
+            raise ValueError("there is no seed before 0")
         for player in self.players:
             player.noisy = self.noisy and player is self.player
             player.start(self.seed + by)
@@ -1274,7 +1290,11 @@ class Window:
 
     def full_screen(self):
         if self.surface.get_flags() & pygame.FULLSCREEN:
-            self.surface = pygame.display.set_mode(self.size, pygame.RESIZABLE)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                for _ in range(2):  # as the first may only leave full screen, and warn of that
+                    self.surface = pygame.display.set_mode(self.size, pygame.RESIZABLE)
+                    pygame.event.pump()
         else:
             self.size = self.surface.get_size()
             self.surface = pygame.display.set_mode((0, 0), pygame.FULLSCREEN)
@@ -1498,7 +1518,7 @@ class Window:
         if not self.on_screen:
             return text(self.surface, rect.inflate(-16, -10), "   ".join(state), px, color)
         if rect.w > 30 * px:
-            cells = split(rect, [size] * len(CONTROLS), across=True)
+            cells = split(rect.move(6, 0), [size] * len(CONTROLS), across=True)
             for (shapes, action, hint), cell in zip(CONTROLS, cells):
                 if self.paused and "paused" in action:
                     shapes, hint = PLAY, "play (Space)"
@@ -1524,7 +1544,8 @@ class Window:
                 speed += f" (really {real:.2g}x)"
         state = ["paused" if self.paused else speed, "noisy" if self.noisy else "deterministic"]
         state += [f"seed {self.seed}" + ", locked" * self.locked]
-        state += ["stops at the end: N next, R again"] * self.hold
+        if self.hold:
+            state.append("ended: Space goes on" if self.over else "stops at the end")
         if self.live:
             state.append("LIVE" if self.follow else "training under way")
             log = self.run.log
@@ -1536,7 +1557,7 @@ class Window:
                     left = (total - steps[-1]) / speeds[-1]
                     said = ddpg.time_left(self.player.policy.config, left)
                     state.append(f"{speeds[-1]:,.0f} steps/s, {said}")
-        if self.news:
+        if self.news and self.over:
             state.append(f"next: step {self.news:,}")
         if self.options.live and not self.live and self.leave_in < LEAVE_IN:
             state = [f"training has ended: closes in {self.leave_in:.0f} s, any key keeps it open"]
@@ -1554,13 +1575,16 @@ class Window:
             place = scene.get_rect().fit(part.inflate(-edge, -edge))
             self.surface.blit(pygame.transform.smoothscale(scene, place.size), place)
             if self.pinned or not (self.panes()["panel"].w or self.options.scene_only):
-                said = "pinned " * (player is self.pinned) + f"{name}: " * (len({*names}) > 1)
-                said += "you " if player.assisted else "agent "
-                said += number(player.episode.ret, ".1f")
-                said += f", {player.ending}" if player.over else ""
-                said += f"   trained {player.train_step:,} steps"
-                corner = pygame.Rect(place.x, place.y - px - 2, part.right - place.x, px)
-                text_box(self.surface, corner.clamp(part), said, px, color)
+                who = "pinned " * (player is self.pinned) + ("you" if player.assisted else "agent")
+                ending = f", {player.ending}" if player.over else ""
+                run = f"{name}, " * (len({*names}) > 1)
+                lines = [f"{who} {number(player.episode.ret, '.1f')}{ending}"]
+                lines += [f"{run}trained {player.train_step:,} steps"]
+                corner = pygame.Rect(place.x, 0, part.right - place.x, px)
+                corner.bottom = max(place.y - px - 4, part.y + px)
+                for said in lines:
+                    text_box(self.surface, corner, said, px, color)
+                    corner.y += px + 2
 
         def grip(pos):
             if not self.player.known.push:
@@ -1576,18 +1600,20 @@ class Window:
         for hot in reversed(self.hot):
             if hot.rect.collidepoint(self.mouse):
                 if said := hot.hint(self.mouse) if callable(hot.hint) else hot.hint:
-                    place = pygame.Rect(self.mouse, self.surface.get_size()).move(12, -self.px - 8)
+                    top = hot.rect.y if hot.name == "button" else self.mouse[1]
+                    place = pygame.Rect(self.mouse[0] + 12, top - self.px - 8, *hot.rect.size)
+                    place.w = self.surface.get_width()
                     text_box(self.surface, place, said, self.px, TEXT, LINE)
                 return
 
     def draw_help(self):
         surface, px = self.surface, self.px
         cells = table(surface.get_rect(), len(KEYS))
-        px = min(px + 6, cells[0].w // 13, int(0.8 * cells[0].h))
+        px = min(px + 6, max(11, cells[0].w // 16), int(0.8 * cells[0].h))
         for cell, (keys, action, meaning) in zip(cells, KEYS):
             go = functools.partial(self.click, action or ("toggle", "show_help"))
             self.hot.append(Hot("help", cell, go))
-            cell = cell.inflate(13 * px - cell.w, px - cell.h)
+            cell = cell.inflate(min(0, 16 * px - cell.w), px - cell.h)
             left, right = split(cell, [5 * px, None], across=True)
             text(surface, left, keys, px, YELLOW)
             text(surface, right, meaning, px)
