@@ -8039,6 +8039,9 @@ def test_viewer_numbers():
     for form, zero in forms.items():
         assert viewer.number(-1e-9 if "f" in form else -0.0, form) == zero
     assert viewer.number(-0.126, "+.2f") == "-0.13" and viewer.number(12345.6, ",.0f") == "12,346"
+    for number in "-277.1", "0.7.":  # the font writes the point below the seven
+        image = viewer.written(number, 14, viewer.TEXT, 300)
+        assert image.get_width() > viewer.font(14).size(number)[0]
     one = viewer.summed_up(
         dict(
             episodes=1,
@@ -8476,12 +8479,15 @@ def test_viewer_a_plot_without_values_has_no_numbers(tmp_path):
 
 
 def test_viewer_the_window_fits_the_screen(monkeypatch):
+    monkeypatch.delenv("SDL_FRAMEBUFFER_ACCELERATION", raising=False)
     for screen in (1024, 600), (1920, 1080), (3840, 2160), (480, 1000):
         monkeypatch.setattr(pygame.display, "get_desktop_sizes", lambda screen=screen: [screen])
         width, height = viewer.open_display(None).get_size()
         assert 0.3 < width / screen[0] <= 0.95 and height <= 0.75 * screen[1]
         assert np.isclose(width / height, 1000 / 640, rtol=0.02)
     assert viewer.open_display([640, 400]).get_size() == (640, 400)
+    # Or MuJoCo, whose pictures are made with OpenGL, would take the window's context away
+    assert os.environ["SDL_FRAMEBUFFER_ACCELERATION"] == "0"
 
 
 def test_viewer_loading_shows_the_learning_curve(run, monkeypatch):
