@@ -8462,6 +8462,9 @@ def test_viewer_pictures_of_any_size_and_of_the_scene_alone(run, capsys, tmp_pat
         seen = pygame.image.load(png)
         assert seen.get_size() == size
     assert (pygame.surfarray.array3d(seen)[[0, -1]] == 255).mean() > 0.9  # nothing beside it
+    w = open_window(run, "--size", "320", "240")
+    press(w, "g")
+    assert w.film.surface.get_size() == (320, 240)
     for size in (0, 5), (9, 100_000):
         assert "--size" in refused(capsys, run, "--png", png, "--size", *size)
 

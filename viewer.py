@@ -1286,7 +1286,8 @@ class Window:
             film.save()
             self.say(f"saved {film.path.name}, {film.n} pictures, in {film.path.parent}")
         else:
-            self.film = Film(self.free_name("gif"), FILM_SIZE, self.player.fps)
+            size = self.options.size or FILM_SIZE
+            self.film = Film(self.free_name("gif"), size, self.player.fps)
 
     def full_screen(self):
         if self.surface.get_flags() & pygame.FULLSCREEN:
