@@ -6455,6 +6455,7 @@ def test_viewer_a_film_keeps_its_shape_and_adds_nothing_after_the_end(w):
             w.surface = pygame.display.set_mode(size, pygame.RESIZABLE)
             mouse(w, (320, 390), "move")  # which is on the timeline of the film
             w.say("of no interest to those who see the film")
+            w.grip, w.gripped = next(hot for hot in w.hot if hot.name == "scene"), (9, 9)
         repeat(12, w.step)
         press(w, "g")
         assert w.player.over and not w.film and "2 pictures" in w.notice
@@ -7719,16 +7720,11 @@ def like(seen, color):
     return np.abs(seen.astype(int) - color).max(2) < 60
 
 
-def hot_part(window, name):
-    window.draw()
-    return next(part for part in window.hot if part.name == name)
-
-
 def test_viewer_another_policy_is_shown_at_the_same_moment(w, run):
     """Of the same episode, by itself: dragging the timeline morphs it through the training."""
     repeat(50, w.step)
     w.paused = True
-    timeline = hot_part(w, "timeline").rect
+    timeline = hot(w, "timeline")
     mouse(w, timeline.midleft, "down")
     for step, pos in (0, timeline.midleft), (3000, timeline.midright), (1000, None):
         mouse(w, pos, "move") if pos else press(w, "Home")
@@ -7889,13 +7885,20 @@ def test_viewer_what_goes_wrong_in_a_film_ends_it(w, monkeypatch):
 
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
 @pytest.mark.parametrize("kind", ["mp4", "webm"])
-def test_viewer_videos_by_ffmpeg(run, tmp_path, capsys, kind):
+def test_viewer_videos_by_ffmpeg(tmp_path, capsys, monkeypatch, kind):
     path, text = tmp_path / f"film.{kind}", "stream=width,height,codec_name"
     flags = "--scene-only", "--size", 120, 100, "--film", path
     rows_of(capsys, make_policy(tmp_path / "p.npz", max_episode_steps=12), *flags)
     command = ["ffprobe", "-v", "error", "-show_entries", text, "-of", "csv=p=0", path]
     said = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout
     assert "120,100" in said
+    ffmpeg = tmp_path / "a folder" / "ffmpeg"
+    ffmpeg.parent.mkdir()
+    ffmpeg.symlink_to(shutil.which("ffmpeg"))
+    monkeypatch.setattr(shutil, "which", lambda name: str(ffmpeg))
+    video = viewer.Video(tmp_path / f"b.{kind}", (64, 64), 40)
+    repeat(20, video.add, bytes(64 * 64 * 3), 40)
+    assert video.end()
     video = viewer.Video(tmp_path / f"b.{kind}", (64, 64), 40)
     video.process.kill()
     repeat(20, video.add, bytes(64 * 64 * 3), 40)
@@ -7951,17 +7954,6 @@ def test_viewer_the_speed_is_said_only_where_it_is_another_one(w):
     assert w.state()[0][0] == "1x"
     w.steps = 8 * w.steps // 10
     assert w.state()[0][0] == "1x (really 0.8x)"
-
-
-def test_viewer_escape_leaves_full_screen_for_the_window_as_it_was(run):
-    w = open_window(run, size=(720, 500))
-    press(w, "f")
-    assert w.surface.get_flags() & pygame.FULLSCREEN
-    press(w, "Escape")
-    assert w.alive and not w.surface.get_flags() & pygame.FULLSCREEN
-    assert w.surface.get_size() == (720, 500)
-    press(w, "Escape")
-    assert not w.alive
 
 
 def test_viewer_live_is_only_what_is_under_way(w, run):
@@ -8062,19 +8054,19 @@ def test_viewer_the_scrubber_goes_to_a_moment_and_keeps_what_lies_ahead(w):
     finish(w)
     returns, q = list(w.player.rewards), list(w.player.predicted())
     w.draw()
-    critic, rewards = hot_part(w, "critic"), hot_part(w, "rewards")
+    critic, rewards = hot(w, "critic"), hot(w, "rewards")
     plots = recorded_plots(w)
     assert len({plot.at(99, 0)[0] for plot in plots}) == 1  # one line across both
     x, later = (round(plots[0].at(i, 0)[0]) for i in (99, 149))
     for part in critic, rewards:
-        mouse(w, (x, part.rect.centery), "down", "up")
+        mouse(w, (x, part.centery), "down", "up")
         assert w.player.t == 100 and w.paused and not w.player.over
         assert w.player.rewards == returns and w.player.predicted() == q
         assert len(w.player.realised()) == 200  # the end is known still
-    mouse(w, (x, critic.rect.centery), "down")
-    mouse(w, (later, critic.rect.centery), "move")
+    mouse(w, (x, critic.centery), "down")
+    mouse(w, (later, critic.centery), "move")
     assert w.player.t == 150
-    mouse(w, critic.rect.topright, "move", "up")
+    mouse(w, critic.topright, "move", "up")
     assert w.player.over and w.player.rewards == returns
     w.player.seek(20)
     w.player.step(np.ones(1))  # another way from here
@@ -8096,11 +8088,11 @@ def recorded_plots(w):
 
 def test_viewer_values_under_the_mouse(w):
     repeat(120, w.step)
-    critic, plot = hot_part(w, "critic"), recorded_plots(w)[0]
-    w.mouse = tuple(map(int, (plot.at(40, 0)[0], critic.rect.centery)))
+    critic, plot = hot(w, "critic"), recorded_plots(w)[0]
+    w.mouse = tuple(map(int, (plot.at(40, 0)[0], critic.centery)))
     i = round(plot.x_at(w.mouse))
     assert f"t = {i + 1}: critic's Q {viewer.number(w.player.predicted()[i])}" in words_on(w)
-    w.mouse = critic.rect.topright
+    w.mouse = critic.topright
     assert not any(word.startswith("t = 200:") for word in words_on(w))  # not flown yet
 
 
@@ -8145,7 +8137,11 @@ def test_viewer_several_runs(tmp_path):
     w = open_window(folder)
     words = " ".join(words_on(w))
     assert "ddpg, 2 runs" in words and "td3" in words and "dashed: solved at -156" in words
-    assert "± sd over runs" in words and w.run.log.path.name == "a" and "   a   td3   " in words
+    assert (
+        "± sd over runs, of a lone run over episodes" in words
+        and w.run.log.path.name == "a"
+        and "   a   td3   " in words
+    )
     repeat(30, w.step)
     for name in "b", "c", "d", "a":
         press(w, "o")
@@ -8303,7 +8299,7 @@ def test_viewer_a_curve_of_one_point_and_of_other_numbers(w, run):
     table = "step,eval_mean,eval_std,train_return,critic_loss,mean_q\n0,-1000,5,nan,nan,nan\n"
     (run / "progress.csv").write_text(table)
     w.poll()
-    area = hot_part(w, "timeline").rect
+    area = hot(w, "timeline")
     part = pixels(w)[area.x : area.right, area.y : area.bottom]
     assert (part == viewer.BLUE).all(2).sum() > 10
     (run / "progress.csv").write_text(table + "1000,-500,7,-600,0.25,-33\n")
@@ -8530,7 +8526,7 @@ def test_viewer_keys_with_control_are_not_its_own(w):
 def test_viewer_the_next_run_and_a_snapshot_of_it_in_one_round(tmp_path):
     w = open_window(several(tmp_path))
     post(w, key("o"), key("PageUp"))
-    assert w.notice_for <= 0 or "snapshot" in w.notice
+    assert w.run.log.path.name == "b" and step_shown(w) == 0
 
 
 # ---- learning ----

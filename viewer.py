@@ -569,7 +569,7 @@ def text_row(surface, rect, parts, px):
 
 
 def text_box(surface, rect, string, px, color=TEXT, edge=None):
-    """Write on a box of its own, which grows from the top left and stays within the Rect."""
+    """Write on a box of its own, which begins at the top left of the Rect, on the surface."""
     size = min(rect.w, font(px).size(string)[0] + px), px + 2
     box = pygame.Rect(rect.topleft, size).clamp(surface.get_rect())
     surface.fill(BACK, box)
@@ -713,8 +713,10 @@ def draw_curves(surface, rect, logs, which, px, playing=None, last=1):
         plot.line(x, mean, color)
         if len(logs) > 1:
             legend.append((label + f", {len(members)} runs" * (len(members) > 1), color))
-    if any(sd.any() for *_, (_, _, sd) in groups):
-        legend.append(("± sd over runs" if len(logs) > len(groups) else "± sd of episodes", DIM))
+    banded = {len(members) > 1 for _, members, (_, _, sd) in groups if sd.any()}
+    if banded:
+        over_runs = "± sd over runs" + ", of a lone run over episodes" * (False in banded)
+        legend.append((over_runs if True in banded else "± sd of episodes", DIM))
     if not len(values):
         legend = [(f"no {name} yet", DIM)]
     text_row(surface, title.inflate(-16, 0).move(0, 4), legend, px)
@@ -1022,10 +1024,10 @@ class Video:
             raise ValueError(f"{path.name} needs ffmpeg, which is not installed; a .gif does not")
         self.folder, self.ms = tempfile.TemporaryDirectory(), ms
         self.made = Path(self.folder.name, f"film{path.suffix}")
-        command = f"{ffmpeg} -loglevel error -f rawvideo -pix_fmt rgb24 -s {size[0]}x{size[1]}"
-        command += f" -r {1000 / ms:.6g} -i - -pix_fmt yuv420p -vf pad=ceil(iw/2)*2:ceil(ih/2)*2"
+        flags = f"-loglevel error -f rawvideo -pix_fmt rgb24 -s {size[0]}x{size[1]}"
+        flags += f" -r {1000 / ms:.6g} -i - -pix_fmt yuv420p -vf pad=ceil(iw/2)*2:ceil(ih/2)*2"
         pipes = dict(stdin=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
-        self.process = subprocess.Popen([*command.split(), self.made], **pipes)
+        self.process = subprocess.Popen([ffmpeg, *flags.split(), self.made], **pipes)
 
     def add(self, pixels, ms):
         with suppress(BrokenPipeError):  # `end` says why
@@ -1162,9 +1164,9 @@ class Window:
     def open(self, targets):
         """Show runs or policies: of the first the best policy, or of a training each new one."""
         paths = [Path(self.options.start, path) for path in find(targets)]
-        live = self.options.live or not self.options.headless and under_way(paths[0])
-        self.moment = 0
         first = next((path for path in paths if read_run(path).policies), paths[0])
+        live = self.options.live or not self.options.headless and under_way(first)
+        self.moment = 0
         self.play_run(first, NEWEST if live else None, live)
         self.live, self.logs = live, [read_log(path)[0] for path in paths]
         more = f"; O plays the next of {len(paths)} runs" if paths[1:] else ""
@@ -1239,8 +1241,11 @@ class Window:
 
     def choose(self, which):
         """Another policy of the run at the same moment; but for the newest it ends following."""
-        steps, (_, now, _) = list(self.run.policies), self.wanted or (None,) * 3
-        now = self.player.train_step if now is None else now
+        if self.wanted and self.wanted[1] is None:  # another run comes first
+            self.settle()
+        steps, now = list(self.run.policies), self.player.train_step
+        if self.wanted:
+            now = self.wanted[1]
         found = dict(first=steps[:1], newest=steps[-1:])
         found["best"] = [] if self.run.best is None else [self.run.best]
         found["previous"] = [step for step in steps if step < now][-1:]
@@ -1592,7 +1597,7 @@ class Window:
                 raise ValueError("nobody has taught me how to push in this environment")
 
         self.hot.append(Hot("scene", rect, grip))
-        if self.grip and self.grip.name == "scene":
+        if self.grip and self.grip.name == "scene" and self.on_screen:
             pygame.draw.line(self.surface, YELLOW, self.gripped, self.mouse, 3)
             pygame.draw.circle(self.surface, YELLOW, self.mouse, 6)
 
